@@ -1,0 +1,139 @@
+"""The few types that every part shares. Read this first.
+
+Legend: B images on this rank, V views of one name, C channels, N tokens, D width, S side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from selfsame.recipe import MethodConfig
+
+
+class Batch(NamedTuple):
+    """What the loader gives for one step: decoded pixels and identities, nothing random."""
+
+    images: Tensor  # uint8 [B, C, H, W]: each image in the top left corner of its canvas
+    sizes: Tensor  # int32 [B, 2]: valid height and width inside the canvas, in pixels
+    index: Tensor  # type: ignore[assignment]  # int64 [B]: position in the data set; keys randomness
+    label: Tensor | None = None  # int64 [B]: for evaluators and supervised methods, no SSL method
+
+
+class Features(NamedTuple):
+    """What a backbone returns."""
+
+    pooled: Tensor  # [B, D]
+    tokens: Tensor | None  # [B, N, D], the grid row by row; None where the network has no grid
+    grid: tuple[int, int]  # rows, columns of the token grid; (0, 0) where tokens is None
+
+
+class Output(NamedTuple):
+    """What one forward pass of a method returns."""
+
+    loss: Tensor  # []: mean over this rank's images; gradients are averaged over ranks
+    metrics: Mapping[str, Tensor]  # detached scalars, the same keys at every step
+    carry: Mapping[str, Tensor]  # what ``after_step`` needs; ``forward`` mutates nothing
+
+
+class Progress(NamedTuple):
+    """Where a run stands. Every schedule is a pure function of it."""
+
+    step: int  # optimiser steps done, from 0
+    total: int  # optimiser steps of the whole run
+    images: int  # images seen, over all ranks
+    epoch: float  # passes over the data set, as a fraction
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1)."""
+        return self.step / self.total
+
+
+class Norm(NamedTuple):
+    """Per-channel mean and standard deviation of pixels scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class BadImage(NamedTuple):
+    """An image that could not be read, and why."""
+
+    index: int  # type: ignore[assignment]
+    name: str  # path or id, as ``Source.name`` gives it
+    reason: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where images come from. Cheap to build; safe to read from several threads.
+
+    ``labels`` (int64 [N]) and ``classes`` (names, indexed by label) are None for unlabelled data.
+    """
+
+    labels: np.ndarray | None
+    classes: Sequence[str] | None
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """Path or id of image ``i``, stable between runs."""
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """An encoded image file, or decoded pixels as uint8 [H, W] or [H, W, C]."""
+
+    def fingerprint(self) -> str:
+        """A short hash of what the data set is (names and sizes, or contents of arrays)."""
+
+
+class Backbone(nn.Module):
+    """A feature extractor that says what it is and what it can do.
+
+    ``can`` holds any of "tokens" (Features.tokens is filled), "maps" (the tokens are those of a
+    convolutional map), "keep" (token dropping), "replace" (token replacement). ``dim`` is D,
+    ``stride`` the pixels between tokens, ``norm`` what its input is normalised with.
+    """
+
+    dim: int
+    stride: int | None
+    norm: Norm
+    can: frozenset[str]
+
+    def forward(self, x: Tensor) -> Features:
+        """Features of normalised float images [B, C, S, S]."""
+        raise NotImplementedError
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Repeated units, first to last: for compilation, sharding and layer-wise decay."""
+        raise NotImplementedError
+
+
+class Method(nn.Module):
+    """A learning system: a module whose state dict is its whole memory.
+
+    ``Config`` holds its hyper-parameters, with the paper's values as defaults; ``needs`` is the
+    subset of ``Backbone.can`` that it requires; ``batch_coupled`` says that the loss looks across
+    images, ``labelled`` that ``views["label"]`` must hold the labels, int64 [B]. It is built as
+    ``Method(config, backbone)``.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    batch_coupled: ClassVar[bool] = False
+    labelled: ClassVar[bool] = False
+
+    def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
+        """Loss of one step. ``views[name]`` is float32 [V, B, C, S, S]. Changes no state."""
+        raise NotImplementedError
+
+    def after_step(self, t: Progress, carry: Sequence[Mapping[str, Tensor]]) -> None:
+        """Update teachers, queues, centres: once an optimiser step, one carry a micro-batch."""
+
+    def encoder(self) -> Backbone:
+        """The backbone that is evaluated and exported."""
+        raise NotImplementedError
