@@ -1,0 +1,180 @@
+"""Operations on pixels, each sample with its own strength.
+
+Each takes float32 images [B, C, S, S] in [0, 1] and one number for each sample, and gives new
+images. Source: the operation of that name (``hue`` is ``adjust_hue``, ``grayscale`` is
+``rgb_to_grayscale``) in ``torchvision.transforms.functional``, on float images. A sample gets the
+same bits whatever batch it comes in.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from selfsame.views.draw import CONTRAST
+from selfsame.views.resample import STRIP, mix_rows
+
+LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in torchvision's grayscale
+# What a quarter turn of hue adds to the gray of a pixel, for the luma and chroma axes of YIQ.
+_QUARTER_TURN = (
+    (-0.16772, -0.32930, 0.49702),
+    (0.32811, -0.03555, -0.29256),
+    (-1.24975, 1.04648, 0.20327),
+)
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """``adjust_brightness``: ``factor * x``, clamped."""
+    return (x * _each(factor)).clamp_(0.0, 1.0)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """``adjust_contrast``: away from the mean gray of the image, clamped."""
+    # Two sums, row by row: one over all pixels of a lone image would be split among threads.
+    return _blend(x, luma(x).mean(-1, keepdim=True).mean(-2, keepdim=True), factor)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """``adjust_saturation``: away from each pixel's gray, clamped."""
+    return _blend(x, luma(x), factor)
+
+
+def hue(x: Tensor, turns: Tensor) -> Tensor:
+    """``adjust_hue``: rotate the hue of the HSV hexcone by a share of a full turn.
+
+    Between conversion and back, value and saturation stay, so the channels keep their minimum and
+    maximum and each is a piecewise linear function of the hue between the two.
+    """
+    r, g, b = x.unbind(1)
+    high = torch.maximum(r, g).maximum(b)
+    low = torch.minimum(r, g).minimum(b)
+    chroma = high - low
+    # Sixths of a turn, chosen by the highest channel: red before green before blue. ``lerp`` with a
+    # weight of 0 or 1 is exact and ten times as fast as ``where`` on a CPU.
+    sector = (
+        (b - r).add_(chroma, alpha=2.0).lerp_((r - g).add_(chroma, alpha=4.0), (high - g).sign_())
+    )
+    sector = torch.lerp(g - b, sector, (high - r).sign_())
+    sector /= chroma.clamp(min=1e-12)  # where chroma is 0, any finite hue will do
+    sector += 6.0 * turns.view(-1, 1, 1)
+    sector -= (sector * (1 / 6)).floor_().mul_(6.0)  # now in [0, 6]
+    out = torch.empty_like(x)
+    waves = (
+        (sector - 3.0).abs_().sub_(1.0),
+        (sector - 2.0).abs_().neg_().add_(2.0),
+        (sector - 4.0).abs_().neg_().add_(2.0),
+    )
+    for channel, wave in enumerate(waves):
+        torch.addcmul(low, chroma, wave.clamp_(0.0, 1.0), out=out[:, channel])
+    return out
+
+
+def grayscale(x: Tensor) -> Tensor:
+    """``rgb_to_grayscale`` with three equal channels."""
+    return luma(x).expand_as(x)
+
+
+def luma(x: Tensor) -> Tensor:
+    """The gray of each pixel, [B, 3, S, S] to [B, 1, S, S]."""
+    r, g, b = (x[:, i : i + 1] * LUMA[i] for i in range(3))
+    return r.add_(g).add_(b)
+
+
+def color_matrix(mean: Tensor, order: Tensor, factors: Tensor, gray: Tensor) -> Tensor:
+    """Jitter and grayscale as one affine map of colours: the ``fast`` mode.
+
+    Without the clamps between them, brightness, contrast, saturation and a rotation of the hue in
+    the YIQ plane are affine. Contrast needs the mean gray of what comes before it, which the map so
+    far gives from the mean of the image.
+
+    Args:
+        mean: float32 [B, 3], mean colour of each image.
+        order: int64 [B, 4], the four operations, first to last.
+        factors: float32 [B, 4], brightness, contrast, saturation, and hue in turns.
+        gray: bool [B], which samples end up gray.
+
+    Returns:
+        float32 [B, 3, 4]: applies to (red, green, blue, 1).
+    """
+    # float64, since float32 rounds sines and sums in a way that depends on their place in a batch.
+    mean, factors = mean.double(), factors.double()
+    eye = torch.eye(3).to(mean)
+    weights = torch.tensor(LUMA).to(mean)
+    to_gray = weights.expand(3, 3)
+    quarter_turn = torch.tensor(_QUARTER_TURN).to(mean)
+    light, sharp, vivid, turns = factors.view(-1, 4, 1, 1).unbind(1)
+    angle = 2 * math.pi * turns
+    linear = torch.stack(  # [B, 4, 3, 3]
+        [
+            light * eye,
+            sharp * eye,
+            vivid * eye + (1.0 - vivid) * to_gray,
+            to_gray + angle.cos() * (eye - to_gray) + angle.sin() * quarter_turn,
+        ],
+        dim=1,
+    )
+    sample = torch.arange(len(mean), device=mean.device)
+    color = torch.cat([mean, torch.ones_like(mean[:, :1])], dim=1)[:, :, None]
+    result = torch.eye(3, 4).to(mean).expand(len(mean), 3, 4)
+    for operation in order.unbind(1):
+        lift = weights @ (result @ color) * (1.0 - sharp[:, 0])  # [B, 1]
+        result = linear[sample, operation] @ result
+        result[:, :, 3] += torch.where((operation == CONTRAST)[:, None], lift, 0.0)
+    return torch.where(gray[:, None, None], to_gray @ result, result).float()
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, side: int) -> Tensor:
+    """``gaussian_blur`` with a kernel of ``side`` by ``side`` pixels and reflected borders.
+
+    Args:
+        x: float32 [B, C, S, S].
+        sigma: [B], standard deviations in pixels.
+        side: Odd; the borders can reflect at most ``S - 1`` pixels.
+    """
+    size, radius = x.shape[-1], side // 2
+    # float64, since float32 ``exp`` rounds in another way at the end of a vector.
+    distance = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
+    weights = (-0.5 * (distance / sigma[:, None].to(x.device)) ** 2).exp_()
+    weights /= weights.sum(1, keepdim=True)
+    weights *= weights > 1e-9  # far tails are subnormal in float32: products a hundred times slower
+    begin, reads = _reflected(size, radius, x.device)
+    matrix = (weights.float() @ reads.flatten(1)).view(-1, *reads.shape[1:])
+    begin = begin.expand(len(x), -1)
+    return mix_rows(mix_rows(x, begin, matrix, size), begin, matrix, size)
+
+
+def solarize(x: Tensor, threshold: float) -> Tensor:
+    """``solarize``: invert the values at or above the threshold."""
+    return torch.where(x >= threshold, 1.0 - x, x)
+
+
+@lru_cache(maxsize=8)
+def _reflected(size: int, radius: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Windows for ``mix_rows``, and which of their pixels each tap of a kernel reads.
+
+    Returns:
+        int64 [N], and float32 [2 * radius + 1, N, K, STRIP] of zeros and ones.
+    """
+    last = size - 1
+    out = torch.arange(math.ceil(size / STRIP) * STRIP).clamp_(max=last)
+    read = torch.arange(-radius, radius + 1)[:, None] + out
+    read = (last - (last - read.abs()).abs()).clamp_(min=0)
+    read = read.view(2 * radius + 1, -1, STRIP)
+    begin = read.amin((0, 2))
+    reads = one_hot(read - begin[:, None]).mT.float()
+    return begin.to(device), reads.to(device)
+
+
+def _each(values: Tensor) -> Tensor:
+    """[B] to [B, 1, 1, 1]."""
+    return values.view(-1, 1, 1, 1)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """``factor * x + (1 - factor) * other``, clamped."""
+    factor = _each(factor)
+    return torch.addcmul(other * (1.0 - factor), x, factor).clamp_(0.0, 1.0)
