@@ -1,0 +1,23 @@
+"""Images from anywhere to batches of uint8 canvases, in an order that is a function of the step."""
+
+from selfsame.data.decode import Unreadable, decode
+from selfsame.data.images import Check, Images, suggest_canvas
+from selfsame.data.loader import Loader
+from selfsame.data.order import batch_indices, permutation, steps_per_epoch
+from selfsame.data.source import Labelled, Subset, open_labelled, open_source
+
+__all__ = [
+    "Check",
+    "Images",
+    "Labelled",
+    "Loader",
+    "Subset",
+    "Unreadable",
+    "batch_indices",
+    "decode",
+    "open_labelled",
+    "open_source",
+    "permutation",
+    "steps_per_epoch",
+    "suggest_canvas",
+]

@@ -1,0 +1,271 @@
+"""Decoded images by index: parallel, exact about bad files, kept in memory where they fit."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsame.data.arrays import ArraySource
+from selfsame.data.decode import Unreadable, decode, picture_size
+from selfsame.data.source import Subset
+from selfsame.errors import DataError, UsageError
+from selfsame.types import BadImage, Batch, Source
+
+CACHE_LIMIT = 4 * 2**30  # bytes
+
+
+class Check(NamedTuple):
+    """What a look at some of the images found."""
+
+    sampled: int
+    bad: int
+
+
+class _Canvases(NamedTuple):
+    """Decoded images, one a row."""
+
+    pixels: np.ndarray  # uint8 [rows, C, canvas, canvas]
+    sizes: np.ndarray  # int32 [rows, 2]
+    origin: np.ndarray  # int64 [rows]: index of the image that was decoded; -1 where none yet
+
+
+class Images:
+    """Gives batches of decoded images from a source.
+
+    A bad image is replaced by the next readable one, by index and cyclically, with that one's
+    label; ``Batch.index`` keeps the index that was asked for. This depends on the data and the
+    index alone. Each bad image that was met is listed once in ``bad``.
+
+    Args:
+        source: Where the images come from.
+        canvas: Side of the square canvas in pixels; larger images are scaled down to fit.
+        channels: 3 for RGB, 1 for gray; arrays may have any other number.
+        workers: Threads that decode; by default one a core.
+        cache_bytes: Memory for decoded images, used only where the whole set fits; by default a
+            quarter of the available memory, at most 4 GiB. 0 decodes anew each time.
+        on_bad: Called once for each bad image, from any thread.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        canvas: int,
+        channels: int = 3,
+        workers: int | None = None,
+        cache_bytes: int | None = None,
+        on_bad: Callable[[BadImage], None] | None = None,
+    ) -> None:
+        if canvas < 1 or channels < 1 or (workers is not None and workers < 1):
+            raise UsageError(
+                f"canvas {canvas}, channels {channels}, workers {workers}: one is not positive",
+                tip="each is 1 or more",
+            )
+        self.source = source
+        self.canvas = canvas
+        self.channels = channels
+        self._on_bad = on_bad
+        self._bad: dict[int, BadImage] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(workers or _cores(), thread_name_prefix="selfsame-decode")
+        self._array = _plain_array(source, canvas, channels)
+        self._cache: _Canvases | None = None
+        if self._array is None:
+            if cache_bytes is None:
+                cache_bytes = min(_available_memory() // 4, CACHE_LIMIT)
+            if len(source) * channels * canvas * canvas <= cache_bytes:
+                self._cache = self._blank(len(source))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __enter__(self) -> Images:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decoding threads. The images cannot be used afterwards."""
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def bad(self) -> list[BadImage]:
+        """The bad images met so far, by index."""
+        with self._lock:
+            return [self._bad[i] for i in sorted(self._bad)]
+
+    def batch(self, index: Tensor) -> Batch:
+        """Decode the images at ``index``, int64 [B].
+
+        Raises:
+            DataError: Not one image of the whole set is readable.
+            UsageError: An index is outside the data set.
+        """
+        wanted = index.numpy()
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise UsageError(
+                f"indices {wanted.min()}..{wanted.max()} are outside the {len(self)} images",
+                tip=f"indices are 0..{len(self) - 1}",
+            )
+        if self._array is not None:
+            images, sizes, origin = self._from_array(*self._array, wanted)
+        elif self._cache is not None:
+            new = np.unique(wanted[self._cache.origin[wanted] < 0])
+            self._fill(self._cache, new, new)
+            images, sizes, origin = (part[wanted] for part in self._cache)
+        else:
+            fresh = self._blank(len(wanted))
+            self._fill(fresh, np.arange(len(wanted)), wanted)
+            images, sizes, origin = fresh
+        labels = self.source.labels
+        return Batch(
+            torch.from_numpy(images),
+            torch.from_numpy(sizes),
+            index,
+            None if labels is None else torch.from_numpy(labels[origin]),
+        )
+
+    def check(self, sample: int = 64) -> Check:
+        """Decode an evenly spaced sample, to fail before a run rather than in it.
+
+        Raises:
+            DataError: Not one image of the whole set is readable.
+        """
+        if self._array is not None:
+            return Check(0, 0)
+        picked = _spaced(len(self), sample)
+        good = list(self._pool.map(lambda i: self._try(i) is not None, picked))
+        if not any(good):
+            self._readable(0)
+        return Check(len(good), good.count(False))
+
+    def _blank(self, rows: int) -> _Canvases:
+        """Zero canvases; of a large cache, memory is taken only as rows are filled."""
+        shape = (rows, self.channels, self.canvas, self.canvas)
+        sizes, origin = np.zeros((rows, 2), np.int32), np.full(rows, -1, np.int64)
+        return _Canvases(np.zeros(shape, np.uint8), sizes, origin)
+
+    def _fill(self, canvases: _Canvases, rows: np.ndarray, indices: np.ndarray) -> None:
+        def fill(row: int, i: int) -> None:
+            pixels, origin = self._readable(i)
+            height, width = pixels.shape[1:]
+            canvases.pixels[row, :, :height, :width] = pixels
+            canvases.sizes[row] = height, width
+            canvases.origin[row] = origin  # last: it says that the row is complete
+
+        for _ in self._pool.map(fill, rows.tolist(), indices.tolist()):
+            pass
+
+    def _readable(self, i: int) -> tuple[np.ndarray, int]:
+        """Pixels of image ``i`` or of the next readable one, and the index of that one."""
+        for k in range(i, i + len(self)):
+            origin = k % len(self)
+            pixels = self._try(origin)
+            if pixels is not None:
+                return pixels, origin
+        first = "; ".join(f"{bad.name}: {bad.reason}" for bad in self.bad[:3])
+        raise DataError(
+            f"none of the {len(self)} images is readable: {first}",
+            tip="open one of them in an image viewer; are they complete, and in a known format?",
+        )
+
+    def _try(self, i: int) -> np.ndarray | None:
+        if i in self._bad:
+            return None
+        try:
+            return decode(self.source.read(i), canvas=self.canvas, channels=self.channels)
+        except Unreadable as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"cannot read the file: {error.strerror or error}"
+        except Exception as error:  # a user's data set can raise anything
+            reason = f"{type(error).__name__}: {error}"
+        bad = BadImage(i, self.source.name(i), reason)
+        with self._lock:
+            new = self._bad.setdefault(i, bad) is bad
+        if new and self._on_bad is not None:
+            self._on_bad(bad)
+        return None
+
+    def _from_array(
+        self, images: np.ndarray, rows: np.ndarray | None, wanted: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        picked = images[wanted if rows is None else rows[wanted]].transpose(0, 3, 1, 2)
+        height, width = picked.shape[2:]
+        shape = (len(wanted), self.channels, self.canvas, self.canvas)
+        filled = (height, width) == (self.canvas, self.canvas)
+        canvases = np.empty(shape, np.uint8) if filled else np.zeros(shape, np.uint8)
+        canvases[:, :, :height, :width] = picked  # one channel is repeated where three are wanted
+        sizes = np.broadcast_to(np.array([height, width], np.int32), (len(wanted), 2)).copy()
+        return canvases, sizes, wanted
+
+
+def suggest_canvas(source: Source, view_size: int, *, sample: int = 64) -> int:
+    """Side of the canvas, in pixels, that keeps what views of ``view_size`` pixels can show.
+
+    The longest side seen in an evenly spaced sample, at most twice the view, rounded up to a
+    multiple of 8; exactly the image's longer side where all have one size within that limit.
+    """
+    sizes = {_size(source, i) for i in _spaced(len(source), sample)} - {None}
+    longest = max((max(size) for size in sizes if size), default=2 * view_size)
+    if len(sizes) == 1 and longest <= 2 * view_size:
+        return longest
+    return -(-min(longest, 2 * view_size) // 8) * 8
+
+
+def _spaced(n: int, sample: int) -> list[int]:
+    """At most ``sample`` indices, evenly spaced over 0..n-1."""
+    return sorted(set(np.linspace(0, n - 1, min(n, sample)).astype(int).tolist()))
+
+
+def _size(source: Source, i: int) -> tuple[int, int] | None:
+    try:
+        return picture_size(source.read(i))
+    except Exception:  # bad images are counted where they are decoded
+        return None
+
+
+def _plain_array(
+    source: Source, canvas: int, channels: int
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Array and rows of a source whose pixels need neither scaling nor conversion."""
+    inner, rows = (source.source, source.indices) if isinstance(source, Subset) else (source, None)
+    if not isinstance(inner, ArraySource):
+        return None
+    _, height, width, own = inner.images.shape
+    as_it_is = own == channels or (own == 1 and channels == 3)
+    return (inner.images, rows) if as_it_is and max(height, width) <= canvas else None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _available_memory() -> int:
+    """Bytes that can be taken without swapping: of the machine, within the container's limit."""
+    free = CACHE_LIMIT  # where the system does not say
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(most) - int(used.read_text())))
+    return free

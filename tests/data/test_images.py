@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfsame.data import Images, Subset, open_source, suggest_canvas
+from selfsame.errors import DataError, UsageError
+from selfsame.types import BadImage, Batch, Source
+
+Folder = Callable[..., Path]
+
+
+class Counted:
+    """A source that counts how often each image is read."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.labels, self.classes = source.labels, source.classes
+        self.reads = np.zeros(len(source), int)
+        self.lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, i: int) -> str:
+        return self.source.name(i)
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        with self.lock:
+            self.reads[i] += 1
+        return self.source.read(i)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+
+@pytest.fixture
+def damaged(make_folder: Folder) -> Path:
+    """Images 0..5 of class a and 6..11 of class b, with 2, 5, 6 and 11 unreadable."""
+    root = make_folder({"a": 6, "b": 6})
+    (root / "a/02.png").write_text("hello")
+    (root / "a/05.png").write_bytes((root / "a/05.png").read_bytes()[:60])
+    (root / "b/00.png").write_bytes(b"")
+    (root / "b/05.png").unlink()
+    (root / "b/05.png").symlink_to(root / "nowhere.png")
+    return root
+
+
+def replaced(batch: Batch) -> list[int]:
+    return batch.images[:, 0, 0, 0].tolist()
+
+
+def assert_same(one: Batch, two: Batch) -> None:
+    for left, right in zip(one, two, strict=True):
+        assert left is not None
+        assert right is not None
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+
+
+def test_a_batch_is_placed_top_left(make_folder: Folder) -> None:
+    with Images(open_source(make_folder({"a": 2, "b": 2})), canvas=24) as images:
+        batch = images.batch(torch.tensor([3, 0, 3]))
+    assert batch.images.shape == (3, 3, 24, 24)
+    assert batch.images.dtype == torch.uint8
+    assert batch.sizes.tolist() == [[16, 20]] * 3
+    assert batch.sizes.dtype == torch.int32
+    assert batch.index.tolist() == [3, 0, 3]
+    assert batch.label is not None
+    assert batch.label.tolist() == [1, 0, 1]
+    assert batch.label.dtype == torch.int64
+    assert (batch.images[:, 0, :16, :20] == torch.tensor([3, 0, 3]).view(3, 1, 1)).all()
+    assert (batch.images[:, 1, :16, :20] == torch.arange(20)).all()
+    assert (batch.images[:, :, 16:] == 0).all()
+    assert (batch.images[:, :, :, 20:] == 0).all()
+
+
+def test_no_labels_no_label(make_folder: Folder) -> None:
+    with Images(open_source(make_folder({"": 2})), canvas=8) as images:
+        batch = images.batch(torch.tensor([1]))
+    assert batch.label is None
+    assert batch.sizes.tolist() == [[6, 8]]
+
+
+EXPECTED = [0, 1, 3, 3, 4, 7, 7, 7, 8, 9, 10, 0]  # which image stands for each of 0..11
+
+
+@pytest.mark.parametrize("cache_bytes", [0, None])
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_replacement_depends_on_the_index_alone(
+    damaged: Path, workers: int, cache_bytes: int | None
+) -> None:
+    source = open_source(damaged)
+    generator = torch.Generator().manual_seed(workers)
+    reports: list[BadImage] = []
+    with Images(
+        source, canvas=24, workers=workers, cache_bytes=cache_bytes, on_bad=reports.append
+    ) as images:
+        for size in (12, 1, 5, 3, 12):
+            for index in torch.randperm(12, generator=generator).split(size):
+                batch = images.batch(index)
+                assert replaced(batch) == [EXPECTED[i] for i in index]
+                assert batch.index.equal(index)
+                assert batch.label is not None
+                assert batch.label.tolist() == [int(EXPECTED[i] >= 6) for i in index]
+                assert (batch.sizes == torch.tensor([16, 20])).all()
+        assert images.bad == [
+            BadImage(2, "a/02.png", "not an image (starts with 'hello')"),
+            BadImage(5, "a/05.png", "truncated"),
+            BadImage(6, "b/00.png", "empty file (0 bytes)"),
+            BadImage(11, "b/05.png", "cannot read the file: No such file or directory"),
+        ]
+        assert sorted(reports) == images.bad  # once each
+
+
+def test_only_bad_images_that_were_met_are_listed(damaged: Path) -> None:
+    with Images(open_source(damaged), canvas=24) as images:
+        images.batch(torch.tensor([0, 2]))
+        assert [bad.index for bad in images.bad] == [2]
+
+
+def test_a_bad_image_is_read_once(damaged: Path) -> None:
+    source = Counted(open_source(damaged))
+    with Images(source, canvas=24, cache_bytes=0, workers=1) as images:
+        for _ in range(3):
+            images.batch(torch.arange(12))
+    assert source.reads[[2, 5, 6, 11]].tolist() == [1, 1, 1, 1]
+    assert source.reads[8] == 3
+
+
+def test_two_threads_that_meet_a_bad_image_report_it_once(damaged: Path) -> None:
+    both = threading.Barrier(2)
+
+    class Together(Counted):
+        def read(self, i: int) -> bytes | np.ndarray:
+            if i == 2:
+                both.wait(timeout=10)
+            return super().read(i)
+
+    reports: list[BadImage] = []
+    source = Together(open_source(damaged))
+    with Images(source, canvas=24, workers=2, cache_bytes=0, on_bad=reports.append) as images:
+        assert replaced(images.batch(torch.tensor([2, 2]))) == [3, 3]
+        assert reports == images.bad
+    assert len(reports) == 1
+    assert source.reads[2] == 2
+
+
+@pytest.mark.parametrize("call", [lambda i: i.batch(torch.tensor([1, 0])), lambda i: i.check()])
+def test_all_bad(tmp_path: Path, call: Callable[[Images], object]) -> None:
+    for k in range(4):
+        (tmp_path / f"{k}.jpg").write_text("hello" if k else "")
+    with Images(open_source(tmp_path), canvas=24) as images:
+        with pytest.raises(DataError) as caught:
+            call(images)
+        assert len(images.bad) == 4
+    assert str(caught.value) == (
+        "none of the 4 images is readable: 0.jpg: empty file (0 bytes); "
+        "1.jpg: not an image (starts with 'hello'); 2.jpg: not an image (starts with 'hello')"
+    )
+    assert caught.value.tip
+
+
+def test_check(damaged: Path) -> None:
+    with Images(open_source(damaged), canvas=24) as images:
+        assert images.check() == (12, 4)
+        assert len(images.bad) == 4
+    with Images(open_source(damaged), canvas=24) as images:
+        assert images.check(2) == (2, 1)  # 0 and 11
+
+
+def test_check_looks_further_before_it_gives_up(damaged: Path) -> None:
+    with Images(Subset(open_source(damaged), np.array([2, 0, 5])), canvas=24) as images:
+        assert images.check(2) == (2, 2)
+
+
+def test_errors_of_a_data_set_are_bad_images() -> None:
+    class Broken:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: int) -> np.ndarray:
+            if i == 1:
+                raise KeyError("row 1")
+            return np.full((8, 8, 3), i, np.uint8)
+
+    with Images(open_source(Broken()), canvas=8) as images:
+        assert replaced(images.batch(torch.arange(3))) == [0, 2, 2]
+        assert images.bad == [BadImage(1, "Broken[1]", "KeyError: 'row 1'")]
+
+
+def test_the_cache_decodes_once_and_changes_nothing(damaged: Path) -> None:
+    source = Counted(open_source(damaged))
+    index = torch.tensor([3, 2, 2, 11, 7])
+    with (
+        Images(source, canvas=24) as cached,
+        Images(open_source(damaged), canvas=24, cache_bytes=0) as fresh,
+    ):
+        for _ in range(3):
+            cached.batch(torch.arange(12))
+        # 3, 7 and 0 are read again where they stand for the bad ones before them.
+        assert source.reads.sum() <= 12 + 5
+        before = source.reads.copy()
+        first = cached.batch(index)
+        assert_same(first, fresh.batch(index))
+        first.images.zero_()  # a batch is the consumer's own
+        assert_same(cached.batch(index), fresh.batch(index))
+        assert (source.reads == before).all()
+
+
+def test_the_cache_is_used_only_where_everything_fits(make_folder: Folder) -> None:
+    root = make_folder({"": 4})
+    for limit, reads in ((4 * 3 * 8 * 8, 4), (4 * 3 * 8 * 8 - 1, 8)):
+        source = Counted(open_source(root))
+        with Images(source, canvas=8, cache_bytes=limit) as images:
+            for _ in range(2):
+                images.batch(torch.arange(4))
+        assert source.reads.sum() == reads
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "canvas"),
+    [
+        ((10, 8, 8, 3), 3, 8),
+        ((10, 8, 8, 3), 3, 11),
+        ((10, 8, 6, 1), 3, 8),
+        ((10, 8, 6, 1), 1, 8),
+        ((10, 8, 6, 4), 4, 8),
+        ((10, 8, 8, 3), 1, 8),  # conversion and scaling go image by image
+        ((10, 8, 8, 4), 3, 8),
+        ((10, 20, 16, 3), 3, 8),
+        ((10, 20, 16, 3), 1, 8),
+    ],
+)
+def test_arrays_agree_with_decoding_one_by_one(
+    shape: tuple[int, ...], channels: int, canvas: int
+) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    index = torch.tensor([9, 0, 4, 4])
+    source = open_source(array)
+    for rows in (np.arange(10), np.arange(10)[::-1]):
+        with (
+            Images(Subset(source, rows), canvas=canvas, channels=channels) as fast,
+            Images(Counted(Subset(source, rows)), canvas=canvas, channels=channels) as slow,
+        ):
+            for left, right in zip(fast.batch(index)[:3], slow.batch(index)[:3], strict=True):
+                assert left is not None
+                assert torch.equal(left, right)
+
+
+def test_arrays_that_fit_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfsame.data.images.decode", lambda *_, **__: pytest.fail("decoded"))
+    with Images(open_source(np.zeros((4, 8, 8, 3), np.uint8)), canvas=8) as images:
+        assert images.batch(torch.arange(4)).images.shape == (4, 3, 8, 8)
+        assert images.check() == (0, 0)
+
+
+def test_too_few_channels_is_an_error_at_once() -> None:
+    source = open_source(np.zeros((4, 8, 8, 3), np.uint8))
+    with (
+        Images(source, canvas=8, channels=5) as images,
+        pytest.raises(DataError, match="does not give 5 channels"),
+    ):
+        images.check()
+
+
+@pytest.mark.parametrize("index", [[-1], [4], [0, 7]])
+def test_indices_outside(index: list[int]) -> None:
+    with (
+        Images(open_source(np.zeros((4, 8, 8, 3), np.uint8)), canvas=8) as images,
+        pytest.raises(UsageError, match="outside the 4 images") as caught,
+    ):
+        images.batch(torch.tensor(index))
+    assert caught.value.tip == "indices are 0..3"
+
+
+@pytest.mark.parametrize("options", [{"canvas": 0}, {"canvas": 8, "workers": 0}])
+def test_options_that_are_not_positive(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="not positive"):
+        Images(open_source(np.zeros((4, 8, 8, 3), np.uint8)), **options)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "view", "expected"),
+    [
+        ([(32, 32)], 32, 32),
+        ([(28, 28)], 224, 28),  # exactly: all have one small size
+        ([(45, 60)], 32, 60),
+        ([(28, 28), (30, 29)], 224, 32),  # several sizes: a multiple of 8
+        ([(500, 375), (60, 60)], 224, 448),
+        ([(500, 375)], 224, 448),
+        ([(300, 300), (200, 310)], 224, 312),
+    ],
+)
+def test_suggest_canvas(
+    tmp_path: Path, sizes: list[tuple[int, int]], view: int, expected: int
+) -> None:
+    for k, size in enumerate(sizes * 2):
+        Image.new("L", size).save(tmp_path / f"{k}.png")
+    (tmp_path / "bad.png").write_text("hello")
+    assert suggest_canvas(open_source(tmp_path), view) == expected
+
+
+def test_suggest_canvas_without_a_readable_header(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("hello")
+    assert suggest_canvas(open_source(tmp_path), 30) == 64
+
+
+def test_suggest_canvas_of_arrays() -> None:
+    assert suggest_canvas(open_source(np.zeros((4, 32, 32, 3), np.uint8)), 32) == 32
