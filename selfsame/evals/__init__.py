@@ -1,0 +1,20 @@
+"""Evaluators: scores of frozen features, blind to what trained them."""
+
+from selfsame.evals.health import align, feature_std, rankme, uniform
+from selfsame.evals.interval import bootstrap_interval
+from selfsame.evals.knn import knn, knn_scores
+from selfsame.evals.linear import LinearProbe, fit_logistic, fit_probe, linear
+
+__all__ = [
+    "LinearProbe",
+    "align",
+    "bootstrap_interval",
+    "feature_std",
+    "fit_logistic",
+    "fit_probe",
+    "knn",
+    "knn_scores",
+    "linear",
+    "rankme",
+    "uniform",
+]
