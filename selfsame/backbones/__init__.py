@@ -1,0 +1,246 @@
+"""Backbones by name: our own ResNets, any timm or torchvision network, any ``nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfsame.backbones.resnet import DEPTHS, IMAGENET, ResNet
+from selfsame.errors import UsageError, unknown
+from selfsame.types import Backbone, Features, Norm
+
+__all__ = ["SMALL_IMAGE", "Backbone", "build", "default_options", "wrap"]
+
+SMALL_IMAGE = 64  # pixels: at or below this side the stem must not throw resolution away
+
+Options = Mapping[str, bool | int | float | str]
+
+
+def build(
+    name: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    options: Options | None = None,
+    pretrained: bool = False,
+) -> Backbone:
+    """Build a backbone with its classifier removed.
+
+    Args:
+        name: a ResNet of ours (``resnet18``), ``timm/NAME``, ``torchvision/NAME``, or a bare name,
+            which is looked up in that order.
+        image_size: side of the largest view, pixels: networks with position embeddings need it.
+        channels: channels of the input image.
+        options: go to the network's constructor; ``stem="cifar"`` works for every ResNet.
+        pretrained: load the library's weights (from its cache, or downloaded by it).
+
+    Raises:
+        UsageError: an unknown name or option, or a network without a pooled feature.
+    """
+    library, _, model = name.rpartition("/")
+    kwargs = dict(options or {})
+    if library not in ("", "timm", "torchvision"):
+        raise unknown("library of networks", library, ["timm", "torchvision"])
+    if not library and model in DEPTHS and not pretrained:
+        return _own(model, channels, kwargs)
+    if not library:
+        library = _library_of(model)
+    stem = kwargs.pop("stem", None)
+    make = _timm if library == "timm" else _torchvision
+    try:
+        module, norm = make(model, image_size, channels, pretrained, kwargs)
+    except (TypeError, AssertionError) as error:
+        raise UsageError(
+            f"cannot build {library}/{model} with {kwargs or 'its defaults'}: {error}",
+            tip="check backbone.options and the image size",
+        ) from None
+    if stem == "cifar":
+        _cifar_stem(module, f"{library}/{model}")
+    elif stem not in (None, "imagenet"):
+        raise unknown("stem", str(stem), ["imagenet", "cifar"])
+    return wrap(module, torch.zeros(2, channels, image_size, image_size), norm=norm)
+
+
+def default_options(name: str, image_size: int) -> dict[str, str]:
+    """Options that images of this size ask for: the CIFAR stem of a ResNet at 64 px or less."""
+    model = name.rpartition("/")[2]
+    small = image_size <= SMALL_IMAGE and model.split(".")[0] in DEPTHS
+    return {"stem": "cifar"} if small else {}
+
+
+def wrap(module: nn.Module, example: Tensor, *, norm: Norm = IMAGENET) -> Backbone:
+    """Make a backbone of any module that maps [B, C, S, S] to features.
+
+    The module may return pooled features [B, D], a map [B, D, h, w], tokens [B, N, D] or
+    ``Features``. A module that is a ``Backbone`` already is returned as it is.
+
+    Raises:
+        UsageError: the module fails on ``example`` or returns something else.
+    """
+    if isinstance(module, Backbone):
+        return module
+    return Wrapped(module, example, norm)
+
+
+class Wrapped(Backbone):
+    """A network of another library, or the user's own, seen as a backbone."""
+
+    def __init__(self, module: nn.Module, example: Tensor, norm: Norm) -> None:
+        super().__init__()
+        self.module = module
+        self.norm = norm
+        was_training = module.training
+        module.eval()
+        try:
+            with torch.no_grad():
+                features = self(example)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{type(module).__name__} fails on images {list(example.shape)}: {error}",
+                tip="it must map normalised images [B, C, S, S] to features [B, D]",
+            ) from error
+        module.train(was_training)
+        self.dim = features.pooled.shape[1]
+        self.stride = example.shape[-1] // features.grid[0] if features.tokens is not None else None
+        self.can = frozenset({"tokens"} if features.tokens is not None else ())
+
+    def forward(self, x: Tensor) -> Features:
+        """Features of normalised images [B, C, S, S]."""
+        module: Any = self.module
+        if not hasattr(module, "forward_features"):  # timm's networks have it
+            return _as_features(module(x))
+        y = module.forward_features(x)
+        pooled = module.forward_head(y, pre_logits=True)
+        if y.ndim == 4:
+            if y.shape[1] != getattr(module, "num_features", y.shape[1]):
+                y = y.permute(0, 3, 1, 2)  # channels last, as in Swin
+            return Features(pooled, y.flatten(2).transpose(1, 2), (y.shape[2], y.shape[3]))
+        tokens = y[:, getattr(module, "num_prefix_tokens", 0) :]
+        return Features(pooled, tokens, _square(tokens))
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Repeated units, first to last, or the module's children where none are known."""
+        for name in ("blocks", "layers", "stages", "features"):
+            units = getattr(self.module, name, None)
+            if isinstance(units, nn.Sequential | nn.ModuleList):
+                return list(units)
+        return list(self.module.children())
+
+
+def _as_features(y: Any) -> Features:
+    if isinstance(y, Features):
+        return y
+    if not isinstance(y, Tensor) or y.ndim not in (2, 3, 4):
+        got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"it returned {got}, not [B, D], [B, N, D] or [B, D, h, w]")
+    if y.ndim == 2:
+        return Features(y, None, (0, 0))
+    if y.ndim == 4:
+        return Features(y.mean((2, 3)), y.flatten(2).transpose(1, 2), (y.shape[2], y.shape[3]))
+    return Features(y.mean(1), y, _square(y))
+
+
+def _square(tokens: Tensor) -> tuple[int, int]:
+    side = round(tokens.shape[1] ** 0.5)
+    return (side, side) if side * side == tokens.shape[1] else (tokens.shape[1], 1)
+
+
+def _own(name: str, channels: int, options: dict[str, Any]) -> Backbone:
+    legal = ("stem", "width", "zero_init")
+    for key in options:
+        if key not in legal:
+            raise unknown(f"option of {name}", key, legal)
+    stem = options.get("stem", "imagenet")
+    if stem not in ("imagenet", "cifar", "patch"):
+        raise unknown("stem", str(stem), ["imagenet", "cifar", "patch"])
+    return ResNet(name, channels=channels, **options)
+
+
+def _library_of(name: str) -> str:
+    import timm
+
+    if timm.is_model(name):
+        return "timm"
+    from torchvision.models import list_models
+
+    tv = list_models()
+    if name in tv:
+        return "torchvision"
+    raise _unknown(name, [*DEPTHS, *timm.list_models(), *tv])
+
+
+def _unknown(name: str, legal: Iterable[str]) -> UsageError:
+    error = unknown("backbone", name, legal)
+    tip = str(error.tip).partition("legal values:")[0]
+    error.tip = f"{tip}any name of timm or torchvision works, for example resnet50"
+    return error
+
+
+def _timm(
+    name: str, size: int, channels: int, pretrained: bool, options: dict[str, Any]
+) -> tuple[nn.Module, Norm]:
+    import timm
+
+    if not timm.is_model(name):
+        raise _unknown(name, timm.list_models())
+    common: dict[str, Any] = {
+        "pretrained": pretrained,
+        "num_classes": 0,
+        "in_chans": channels,
+        **options,
+    }
+    # Transformers want the image size, and the plain ones can then take others; the rest take none.
+    extras: tuple[dict[str, Any], ...] = (
+        {"img_size": size, "dynamic_img_size": True},
+        {"img_size": size},
+    )
+    module: Any
+    for extra in extras:
+        try:
+            module = timm.create_model(name, **common, **extra)
+            break
+        except TypeError:
+            continue
+    else:
+        module = timm.create_model(name, **common)
+    config = module.pretrained_cfg
+    mean, std = config["mean"], config["std"]
+    if len(mean) != channels:
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return module, Norm(tuple(mean), tuple(std))
+
+
+def _torchvision(
+    name: str, size: int, channels: int, pretrained: bool, options: dict[str, Any]
+) -> tuple[nn.Module, Norm]:
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        raise _unknown(name, list_models())
+    if channels != 3:
+        raise UsageError(
+            f"torchvision/{name} takes RGB images, not {channels} channels",
+            tip=f"timm/{name} takes any number of channels",
+        )
+    if name.startswith("vit_"):
+        options = {"image_size": size, **options}
+    module = get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    linears = [key for key, part in module.named_modules() if isinstance(part, nn.Linear)]
+    if not linears:
+        raise UsageError(f"torchvision/{name} has no linear classifier to remove")
+    parent, _, last = linears[-1].rpartition(".")
+    setattr(module.get_submodule(parent), last, nn.Identity())
+    return module, IMAGENET
+
+
+def _cifar_stem(module: nn.Module, name: str) -> None:
+    """Replace a 7x7 stride 2 stem and its max-pool by a 3x3 convolution (SimCLR, appendix B.9)."""
+    stem, pool = getattr(module, "conv1", None), getattr(module, "maxpool", None)
+    if not isinstance(stem, nn.Conv2d) or pool is None:
+        raise UsageError(f"{name} has no ResNet stem to replace", tip="leave stem unset")
+    new = nn.Conv2d(stem.in_channels, stem.out_channels, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    module.conv1, module.maxpool = new, nn.Identity()

@@ -1,0 +1,78 @@
+"""One file a paper, and one table of them. A user's own method needs no table: ``module:Class``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from selfsame.errors import UsageError, unknown
+from selfsame.recipe import SCALES, Recipe, parse, read_toml
+from selfsame.types import Method
+
+METHODS: dict[str, str] = {
+    "simclr": "selfsame.methods.simclr:SimCLR",
+    "supervised": "selfsame.methods.supervised:Supervised",
+}
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method, by name or as ``module:Class``.
+
+    Raises:
+        UsageError: no such method, or a module that cannot be imported.
+    """
+    target = METHODS.get(name, name if ":" in name else None)
+    if target is None:
+        raise unknown("method", name, METHODS)
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"cannot load the method '{name}': {error}",
+            tip="write module:Class, with the module on Python's path",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UsageError(f"'{name}' is no Method", tip="name a subclass of selfsame.types.Method")
+    return found
+
+
+def module_of(name: str) -> ModuleType:
+    """The module that holds a method: its recipes and citation."""
+    return sys.modules[find(name).__module__]
+
+
+def recipe(name: str, scale: str, size: int = 224) -> Recipe:
+    """The recipe of a method at a scale, for images of ``size`` pixels.
+
+    Raises:
+        UsageError: the method's module has no ``recipe`` function, or none at that scale.
+    """
+    if scale not in SCALES:
+        raise unknown("recipe", scale, SCALES)
+    make = getattr(module_of(name), "recipe", None)
+    if make is None:
+        raise UsageError(
+            f"the method '{name}' has no recipe",
+            tip="define recipe(scale, size) in its module, or give --recipe FILE.toml",
+        )
+    made: Recipe = make(scale, size)
+    if made.method.name != name:
+        made = made.model_copy(update={"method": made.method.model_copy(update={"name": name})})
+    return made
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file; the method's own settings are checked too."""
+    return from_dict(read_toml(path), where=str(path))
+
+
+def from_dict(values: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """A recipe from plain values, its method looked up by name."""
+    name = values.get("method", {}).get("name")
+    if not isinstance(name, str):
+        raise UsageError(f"{where} names no method", tip='add name = "simclr" under [method]')
+    return parse(values, find(name).Config)

@@ -1,0 +1,1 @@
+"""What two papers share: heads, and later queues, teachers, clustering."""
