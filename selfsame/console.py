@@ -1,0 +1,66 @@
+"""What a run says: to the terminal, and to its log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from selfsame.run import RunDirectory
+
+
+class Console:
+    """Prints lines and keeps them in the run's log; progress is one line, redrawn on a terminal.
+
+    Where standard error is no terminal, a progress line is printed every tenth of the run.
+    """
+
+    def __init__(self, run: RunDirectory | None = None, *, quiet: bool = False) -> None:
+        self.run = run
+        self.quiet = quiet
+        self._began: tuple[float, int] | None = None  # time and step of the first progress line
+        self._tenth = -1
+        self._open = False  # a progress line waits for its end
+
+    def say(self, *lines: str) -> None:
+        """Print lines and append them to the log."""
+        self._close()
+        if not self.quiet:
+            print("\n".join(lines), file=sys.stderr, flush=True)
+        if self.run is not None:
+            self.run.append("log", lines)
+
+    def progress(self, done: int, total: int, row: Mapping[str, Any]) -> None:
+        """Show where the run stands. ``row`` is a line of ``metrics.jsonl``."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, done)
+        line = (
+            f"step {done:,}/{total:,}  epoch {row['epoch']:.1f}  loss {row['loss']:.4f}  "
+            f"lr {row['lr']:.2e}  {row['images_per_second']:,.0f} images/s  "
+            f"waiting for data {row['waiting']:.0%}  {self._left(now, done, total)}"
+        )
+        if sys.stderr.isatty() and not self.quiet:
+            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+            self._open = True
+            if done == total:
+                self._close()
+        elif done * 10 // total > self._tenth:
+            self._tenth = done * 10 // total
+            self.say(line)
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        """Time left, from the speed since the first progress line."""
+        assert self._began is not None
+        began, first = self._began
+        if done == first:
+            return ""
+        seconds = int((now - began) / (done - first) * (total - done))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02d}:{seconds % 60:02d} left" if seconds else "done"
+
+    def _close(self) -> None:
+        if self._open:
+            print(file=sys.stderr, flush=True)
+            self._open = False

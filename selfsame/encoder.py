@@ -1,0 +1,308 @@
+"""An encoder: a trained backbone with everything that turns images into embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selfsame import backbones, checkpoint, machine, methods
+from selfsame.backbones import SMALL_IMAGE
+from selfsame.data import Images, open_source
+from selfsame.errors import DataError, RunError, UsageError
+from selfsame.files import atomic
+from selfsame.recipe import BackboneConfig
+from selfsame.run import RunDirectory
+from selfsame.types import Backbone, Batch, Features, Norm
+from selfsame.views import eval_view
+
+CARD = "card.json"
+WEIGHTS = "backbone.safetensors"
+
+
+class Encoder(nn.Module):
+    """A backbone, the size and normalisation it was trained with, and the way in for pixels.
+
+    Args:
+        backbone: the network.
+        config: its name and options, None for a user's own module.
+        image_size: side of the square that the network sees, pixels.
+        channels: channels of the input image.
+        norm: mean and deviation of the pixels, the backbone's own where None.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        config: BackboneConfig | None,
+        image_size: int,
+        channels: int = 3,
+        norm: Norm | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        self.image_size = image_size
+        self.channels = channels
+        self.norm = norm or backbone.norm
+        self.card = card or {}
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.backbone.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, x: Tensor) -> Features:
+        """Features of normalised float images [B, C, S, S]."""
+        features: Features = self.backbone(x)
+        return features
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Pooled features, float32 [B, D], of uint8 canvases [B, C, H, W] with sizes [B, 2].
+
+        The network runs in float32 and evaluation mode, as the kNN protocols do, whatever
+        precision it was trained in.
+
+        The centre square of each image is resized to ``image_size``: seven eighths of the shorter
+        side (as 224 of 256), all of it for small images, whose borders are part of the picture.
+        """
+        crop = 1.0 if self.image_size <= SMALL_IMAGE else 0.875
+        x = eval_view(images.to(self.device), sizes, self.image_size, self.norm, crop)
+        x = x.contiguous(memory_format=torch.channels_last)
+        was_training = self.training
+        self.eval()
+        with torch.autocast(self.device.type, enabled=False):
+            pooled: Tensor = self.backbone(x).pooled
+        self.train(was_training)
+        return pooled.float()
+
+    def embed(self, images: Any, *, batch_size: int = 256) -> Tensor:
+        """Embeddings, float32 [B, D] on the CPU.
+
+        Args:
+            images: anything that data can be opened from: a folder, a path or a list of them, PIL
+                images or a list of them, uint8 tensors or arrays [B, C, H, W] or [B, H, W, C].
+            batch_size: images a forward pass.
+
+        Raises:
+            DataError: nothing readable, or an image in the list that cannot be read.
+        """
+        data = images_of(images, self)
+        with data:
+            found = [vectors for _, vectors in self.embed_batches(data, batch_size)]
+        for bad in data.bad:
+            raise DataError(f"cannot read {bad.name}: {bad.reason}", tip="leave it out")
+        return torch.cat(found)
+
+    def embed_batches(self, data: Images, batch_size: int = 256) -> Iterator[tuple[Batch, Tensor]]:
+        """The readable images of a data set in order, in batches, with their embeddings.
+
+        Yields:
+            A batch and float32 [B, D] on the CPU. Images that cannot be read are left out; they
+            are in ``data.bad``.
+        """
+        for start in range(0, len(data), batch_size):
+            batch = data.batch(torch.arange(start, min(start + batch_size, len(data))))
+            bad = torch.tensor([image.index for image in data.bad], dtype=torch.int64)
+            if len(bad):
+                good = torch.isin(batch.index, bad, invert=True)
+                label = None if batch.label is None else batch.label[good]
+                batch = Batch(batch.images[good], batch.sizes[good], batch.index[good], label)
+            if len(batch.index):
+                yield batch, self.features(batch.images, batch.sizes).cpu()
+
+    def save(self, folder: Path, **card: Any) -> None:
+        """Write ``backbone.safetensors`` and ``card.json``; each complete or absent."""
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
+        try:
+            with atomic(folder / WEIGHTS) as temporary:
+                save_file(weights, temporary)
+        except Exception as error:  # safetensors has its own error for a failed write
+            raise RunError(
+                f"cannot write {folder / WEIGHTS}: {error}",
+                tip="free some disk space, then continue with --resume",
+            ) from error
+        self.card = {
+            "format": 1,
+            "backbone": self.config.model_dump() if self.config else None,
+            "dim": self.dim,
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "mean": list(self.norm.mean),
+            "std": list(self.norm.std),
+            **card,
+        }
+        RunDirectory(folder).write_json(CARD, self.card)
+
+
+def images_of(images: Any, encoder: Encoder) -> Images:
+    """Open what ``Encoder.embed`` takes as data of the encoder's size."""
+    if hasattr(images, "convert"):
+        images = [images]  # one PIL image
+    if isinstance(images, Sequence) and images and hasattr(images[0], "convert"):
+        images = [(image, 0) for image in images]
+    source = open_source(images)
+    return Images(source, canvas=canvas_for(encoder.image_size), channels=encoder.channels)
+
+
+def canvas_for(image_size: int) -> int:
+    """Side of the canvas, pixels, from which images are evaluated: twice the network's input."""
+    return 2 * image_size
+
+
+def load(
+    model: str | Path | nn.Module,
+    *,
+    device: str | None = None,
+    weights: str | Path | None = None,
+    image_size: int = 224,
+    backbone: nn.Module | None = None,
+) -> Encoder:
+    """Load an encoder for evaluation and embedding.
+
+    Args:
+        model: a run directory (finished or not), a folder with an exported encoder, a
+            ``timm/NAME`` or ``torchvision/NAME`` with its pretrained weights, or a module.
+        device: where to put it; the first GPU where there is one, else the CPU.
+        weights: a file of weights (safetensors or a state dict) for a named network.
+        image_size: input side, pixels, for a named network or a module.
+        backbone: the network, where a run trained a module of the user's.
+
+    Raises:
+        UsageError: nothing can be loaded by that name.
+    """
+    chosen = machine.device(device)
+    if isinstance(model, Encoder):
+        encoder = model
+    elif isinstance(model, nn.Module):
+        example = torch.zeros(2, 3, image_size, image_size)
+        encoder = Encoder(backbones.wrap(model, example), config=None, image_size=image_size)
+    elif (Path(model) / CARD).is_file():
+        encoder = _exported(Path(model), backbone)
+    elif (Path(model) / "recipe.toml").is_file():
+        encoder = _unfinished(RunDirectory.open(model), backbone)
+    elif Path(model).exists():
+        raise UsageError(
+            f"{model} is neither a run nor an exported encoder",
+            tip=f"a run has a recipe.toml, an export a {CARD}",
+        )
+    else:
+        encoder = _named(str(model), weights, image_size)
+    encoder = encoder.to(chosen).eval()
+    return encoder.to(memory_format=torch.channels_last)
+
+
+def random_like(encoder: Encoder, seed: int = 0) -> Encoder | None:
+    """The same network at random initialisation: the control. None for a user's own module."""
+    if encoder.config is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _build(encoder.config, encoder.image_size, encoder.channels)
+    control = Encoder(
+        network,
+        config=encoder.config,
+        image_size=encoder.image_size,
+        channels=encoder.channels,
+        norm=encoder.norm,
+    )
+    return control.to(encoder.device).eval()
+
+
+def _build(config: BackboneConfig, image_size: int, channels: int) -> Backbone:
+    return backbones.build(
+        config.name, image_size=image_size, channels=channels, options=config.options
+    )
+
+
+def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
+    card = json.loads((folder / CARD).read_text("utf-8"))
+    config = BackboneConfig.model_validate(card["backbone"]) if card["backbone"] else None
+    size, channels = card["image_size"], card["channels"]
+    if backbone is not None:
+        network = backbones.wrap(backbone, torch.zeros(2, channels, size, size))
+    elif config is not None:
+        network = _build(config, size, channels)
+    else:
+        raise UsageError(
+            f"{folder} holds the weights of a module of yours",
+            tip="pass that module: selfsame.load(path, backbone=module)",
+        )
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return Encoder(
+        network,
+        config=config,
+        image_size=size,
+        channels=channels,
+        norm=Norm(tuple(card["mean"]), tuple(card["std"])),
+        card=card,
+    )
+
+
+def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
+    """The encoder in the newest checkpoint of a run that has not ended."""
+    newest = checkpoint.latest(run.checkpoints)
+    if newest is None:
+        raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
+    recipe = methods.read_recipe(run.recipe)
+    if backbone is None:
+        network = _build(recipe.backbone, recipe.image_size, recipe.channels)
+    else:
+        size = recipe.image_size
+        network = backbones.wrap(backbone, torch.zeros(2, recipe.channels, size, size))
+    method = methods.find(recipe.method.name)(recipe.method, network)
+    method.load_state_dict(checkpoint.load(newest)["method"])
+    return Encoder(
+        method.encoder(),
+        config=recipe.backbone if backbone is None else None,
+        image_size=recipe.image_size,
+        channels=recipe.channels,
+    )
+
+
+def _named(name: str, weights: str | Path | None, image_size: int) -> Encoder:
+    config = BackboneConfig(name=name)
+    try:
+        network = backbones.build(name, image_size=image_size, pretrained=weights is None)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot get the pretrained weights of {name}: {str(error).splitlines()[0]}",
+            tip="give a local file with --weights FILE",
+        ) from None
+    if weights is not None:
+        _load_weights(network, Path(weights))
+    return Encoder(network, config=config, image_size=image_size)
+
+
+def _load_weights(network: nn.Module, file: Path) -> None:
+    """Load a state dict into a named network, with or without its classifier."""
+    state: dict[str, Any]
+    try:
+        if file.suffix == ".safetensors":
+            state = dict(load_file(file))
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UsageError(f"cannot read the weights in {file}: {error}") from None
+    state = state.get("state_dict", state.get("model", state))
+    target: nn.Module = getattr(network, "module", network)
+    missing = target.load_state_dict(state, strict=False).missing_keys
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing:
+        raise UsageError(
+            f"{file} lacks {len(missing)} of the network's tensors, for example {missing[0]}",
+            tip="check that the file holds the weights of this architecture",
+        )

@@ -1,0 +1,335 @@
+"""The plan of a run: everything that is decided before the first step, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfsame import backbones, machine, methods, optim
+from selfsame.data import Images, open_source, steps_per_epoch, suggest_canvas
+from selfsame.errors import DataError, UsageError
+from selfsame.recipe import BackboneConfig, Recipe, differences, with_settings
+from selfsame.rng import key
+from selfsame.run import RunDirectory
+from selfsame.types import Batch, Method, Progress, Source
+from selfsame.views import make_views
+
+MANY_IMAGES = 200_000  # at or above this many, the paper's recipe is the default
+MIN_SIZE = 8  # pixels
+SMALL_SIZE = 128  # pixels: view side of the small recipe for images larger than SMALL_IMAGE
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user asked for; None where they left the choice to us."""
+
+    recipe: str | Path | Recipe | None = None
+    backbone: str | nn.Module | None = None
+    size: int | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    precision: str | None = None
+    settings: Sequence[str] = ()
+
+    def as_settings(self) -> list[str]:
+        """The choices that are fields of a recipe, as ``key=value`` settings."""
+        found = []
+        if self.epochs is not None:
+            found.append(f"epochs={float(self.epochs)}")
+        for name in ("steps", "batch_size", "seed", "precision"):
+            value = getattr(self, name)
+            if value is not None:
+                found.append(f"{name}={value}")
+        return [*found, *self.settings]
+
+
+@dataclass
+class Plan:
+    """A resolved recipe, the data it is for, and the machine it runs on."""
+
+    recipe: Recipe
+    images: Images
+    device: torch.device
+    module: nn.Module | None  # the user's own backbone
+    why: str  # this precision
+    notes: list[str] = field(default_factory=list)  # choices made, in words
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the data."""
+        return steps_per_epoch(len(self.images), self.recipe.batch_size)
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.recipe.total_steps(self.steps_per_epoch)
+
+    def progress(self, step: int) -> Progress:
+        """Where the run stands after ``step`` optimiser steps."""
+        return Progress(
+            step, self.total, step * self.recipe.batch_size, step / self.steps_per_epoch
+        )
+
+    def build(self) -> Method:
+        """The method on its backbone, initialised from the seed alone, on the device.
+
+        Raises:
+            UsageError: the backbone lacks something that the method needs.
+        """
+        recipe = self.recipe
+        method = methods.find(recipe.method.name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(recipe.seed, 0))
+            example = torch.zeros(2, recipe.channels, recipe.image_size, recipe.image_size)
+            if self.module is not None:
+                network = backbones.wrap(self.module, example)
+            else:
+                network = backbones.build(
+                    recipe.backbone.name,
+                    image_size=recipe.image_size,
+                    channels=recipe.channels,
+                    options=recipe.backbone.options,
+                )
+            lacking = method.needs - network.can
+            if lacking:
+                raise UsageError(
+                    f"{recipe.method.name} needs a backbone with {', '.join(sorted(lacking))}; "
+                    f"{recipe.backbone.name} has {', '.join(sorted(network.can)) or 'none of them'}"
+                )
+            built: Method = method(recipe.method, network)
+        return built.to(self.device).to(memory_format=torch.channels_last)
+
+    def views(self, method: Method, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """What the method is given for a batch: its views, and labels where it reads them."""
+        views = make_views(
+            self.recipe.views,
+            batch,
+            seed=self.recipe.seed,
+            epoch=epoch,
+            norm=method.encoder().norm,
+            device=self.device,
+            color=self.recipe.color,
+        )
+        if method.labelled:
+            if batch.label is None:
+                raise UsageError(
+                    f"{self.recipe.method.name} learns from labels and the data has none",
+                    tip="put the images in one folder a class",
+                )
+            views["label"] = batch.label.to(self.device)
+        return views
+
+    def describe(self, method: Method | None = None) -> list[str]:
+        """The plan in lines, for people, before the first step."""
+        recipe, images = self.recipe, self.images
+        peak = optim.scaled_lr(recipe.optim, recipe.batch_size)
+        scaled = recipe.optim.scaling != "none"
+        options = ", ".join(f"{k}={v}" for k, v in recipe.backbone.options.items())
+        lines = [
+            f"data       {len(images):,} images, canvas {images.canvas} px",
+            f"machine    {machine.describe(self.device)}",
+            f"precision  {recipe.precision} ({self.why})",
+            f"method     {recipe.method.name}, views "
+            + " + ".join(f"{v.count}x{v.size} px" for v in recipe.views),
+            f"backbone   {recipe.backbone.name}" + (f" ({options})" if options else ""),
+            f"length     {self.total:,} steps of {recipe.batch_size} images = "
+            f"{self.total / self.steps_per_epoch:.4g} epochs",
+            f"optimiser  {recipe.optim.name}, peak learning rate {peak:.3g}"
+            + (
+                f" = {recipe.optim.lr:g} scaled ({recipe.optim.scaling}) from batch "
+                f"{recipe.optim.reference_batch}"
+                if scaled
+                else ""
+            ),
+        ]
+        if method is not None:
+            total = sum(p.numel() for p in method.parameters())
+            encoder = sum(p.numel() for p in method.encoder().parameters())
+            need, have = self.memory(method), machine.memory(self.device)
+            lines += [
+                f"weights    {total / 1e6:.1f} M, of them {encoder / 1e6:.1f} M in the encoder",
+                f"memory     about {_size(need)} for the step, {_size(have)} free"
+                + ("  WARNING: it may not fit" if have and need > have else ""),
+            ]
+        return lines + [f"note       {note}" for note in self.notes]
+
+    def memory(self, method: Method) -> int:
+        """Estimate of a step's peak memory, bytes: weights, gradients, state and activations.
+
+        What autograd keeps is counted for two and for four images; what grows with their number
+        is scaled to the batch.
+        """
+        two, four = self._kept(method, 2), self._kept(method, 4)
+        activations = two + (four - two) * (self.recipe.batch_size - 2) // 2
+        weights = sum(p.numel() * p.element_size() for p in method.parameters())
+        slots = {"sgd": 1, "lars": 1, "adamw": 2}[self.recipe.optim.name]
+        return activations + weights * (2 + slots)
+
+    def _kept(self, method: Method, count: int) -> int:
+        """Bytes that autograd keeps for a forward pass of ``count`` images, besides the weights."""
+        kept: dict[int, int] = {}
+
+        def count_bytes(x: Tensor) -> Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        batch = self.images.batch(torch.arange(count) % len(self.images))
+        views = self.views(method, batch, 0)
+        buffers = {name: buffer.clone() for name, buffer in method.named_buffers()}
+        with (
+            torch.autograd.graph.saved_tensors_hooks(count_bytes, lambda x: x),
+            machine.autocast(self.device, self.recipe.precision),
+            torch.random.fork_rng(devices=[]),
+        ):
+            method(views, self.progress(0))
+        with torch.no_grad():  # running statistics must not remember these images
+            for name, buffer in method.named_buffers():
+                buffer.copy_(buffers[name])
+        weights = {p.untyped_storage().data_ptr() for p in method.parameters()}
+        return sum(size for pointer, size in kept.items() if pointer not in weights)
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def make(method: str, data: Any, choices: Choices, device: str | None = None) -> Plan:
+    """Decide a new run.
+
+    Raises:
+        UsageError: an unknown method, recipe, key or backbone, or a batch larger than the data.
+        DataError: nothing to train on.
+    """
+    methods.find(method)
+    notes: list[str] = []
+    source = open_source(data, notes)
+    return _plan(method, source, choices, machine.device(device), notes, base=None)
+
+
+def resume(
+    run: RunDirectory, method: str, data: Any, choices: Choices, device: str | None = None
+) -> Plan:
+    """The plan of an existing run, from its recipe and what is asked for anew.
+
+    Raises:
+        UsageError: what is asked for, or the data, is not what the run was started with.
+    """
+    stored = methods.read_recipe(run.recipe)
+    source = open_source(data)
+    if method != stored.method.name:
+        raise UsageError(
+            f"{run.path} is a run of {stored.method.name}, not of {method}",
+            tip="start a new run with another --out",
+        )
+    if source.fingerprint() != run.info().get("data", {}).get("fingerprint"):
+        raise UsageError(
+            f"the data is not what {run.path} was started with "
+            f"({run.info().get('data', {}).get('images')} images then, {len(source)} now)",
+            tip="give the same data, or start a new run with another --out",
+        )
+    base = stored if choices.recipe is None else None
+    plan = _plan(method, source, choices, machine.device(device), [], base)
+    changed = differences(stored, plan.recipe)
+    if base is not None and choices.size not in (None, stored.image_size):
+        changed.append(f"size: {stored.image_size} -> {choices.size}")
+    if changed:
+        raise UsageError(
+            f"{run.path} was started with another recipe: {'; '.join(changed)}",
+            tip="leave the changed options out to continue it, or start a new run with another "
+            "--out",
+        )
+    return plan
+
+
+def _plan(
+    method: str,
+    source: Source,
+    choices: Choices,
+    device: torch.device,
+    notes: list[str],
+    base: Recipe | None,
+) -> Plan:
+    """Resolve what was asked for on top of ``base``, or of the recipe that was named."""
+    side = suggest_canvas(source, 1 << 20)
+    recipe = base or _base_recipe(method, choices, len(source), side, notes)
+    module = choices.backbone if isinstance(choices.backbone, nn.Module) else None
+    name = choices.backbone if module is None else f"module:{type(module).__name__}"
+    if isinstance(name, str) and name != recipe.backbone.name:
+        recipe = recipe.model_copy(update={"backbone": BackboneConfig(name=name)})
+    recipe = with_settings(recipe, choices.as_settings())
+    precision, why = machine.precision(recipe.precision, device)
+    recipe = recipe.model_copy(update={"precision": precision})
+    recipe = _resolve(recipe, choices, source, notes, module)
+    assert recipe.canvas is not None
+    images = Images(source, canvas=recipe.canvas, channels=recipe.channels)
+    return Plan(recipe, images, device, module, why, notes)
+
+
+def _base_recipe(method: str, choices: Choices, count: int, side: int, notes: list[str]) -> Recipe:
+    """The recipe that was named, or the one that the number of images suggests."""
+    wanted = choices.recipe
+    if isinstance(wanted, Recipe):
+        return wanted
+    if wanted is None:
+        wanted = "small" if count < MANY_IMAGES else "paper"
+        notes.append(f"recipe '{wanted}', chosen for {count:,} images (--recipe overrides)")
+    if str(wanted) not in ("small", "paper"):
+        recipe = methods.read_recipe(Path(wanted))
+        if recipe.method.name != method:
+            raise UsageError(
+                f"{wanted} is a recipe of {recipe.method.name}, not of {method}",
+                tip=f"selfsame pretrain {recipe.method.name} ...",
+            )
+        return recipe
+    size = choices.size
+    if size is not None and size < MIN_SIZE:
+        raise UsageError(f"views of {size} px are too small", tip=f"use {MIN_SIZE} px or more")
+    if size is None:
+        if side <= backbones.SMALL_IMAGE:
+            size = side
+        else:
+            size = min(side, SMALL_SIZE if wanted == "small" else 224)
+        notes.append(f"views of {size} px, the largest image is {side} px (--size overrides)")
+    return methods.recipe(method, "small" if wanted == "small" else "paper", size)
+
+
+def _resolve(
+    recipe: Recipe,
+    choices: Choices,
+    source: Source,
+    notes: list[str],
+    module: nn.Module | None,
+) -> Recipe:
+    """Fill in what the recipe leaves to the data."""
+    count = len(source)
+    batch = recipe.batch_size
+    asked = choices.batch_size is not None or any(
+        s.startswith("batch_size") for s in choices.settings
+    )
+    if count < 2:
+        raise DataError(f"{count} image is too few to train on", tip="give a folder with more")
+    if batch > count and not asked:
+        batch = 1 << (count.bit_length() - 1)
+        notes.append(f"batch {batch}, not the recipe's {recipe.batch_size}: the data is small")
+    steps_per_epoch(count, batch)  # refuses a batch that the data cannot fill
+    backbone = recipe.backbone
+    if module is None and "stem" not in backbone.options:
+        added = backbones.default_options(backbone.name, recipe.image_size)
+        if added:
+            backbone = backbone.model_copy(update={"options": {**backbone.options, **added}})
+            notes.append(f"CIFAR stem (3x3, stride 1, no pool): views are {recipe.image_size} px")
+    return recipe.model_copy(
+        update={
+            "batch_size": batch,
+            "backbone": backbone,
+            "canvas": recipe.canvas or suggest_canvas(source, recipe.image_size),
+        }
+    )

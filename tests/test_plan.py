@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import textures, tiny_recipe, write_photos
+
+from selfsame import machine, methods, plan
+from selfsame.data import Images
+from selfsame.errors import UsageError
+from selfsame.plan import Choices, Plan
+
+CPU = "cpu"
+
+
+def made(batch_size: int) -> Plan:
+    recipe = tiny_recipe("simclr", batch_size=batch_size)
+    return plan.make("simclr", textures(64), Choices(recipe=recipe), CPU)
+
+
+def test_the_memory_estimate_grows_with_the_batch_and_leaves_no_trace() -> None:
+    small, large = made(8), made(32)
+    method = small.build()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    torch.manual_seed(0)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    estimates = [p.memory(method) for p in (small, large)]
+    assert torch.equal(torch.rand(1), drawn)
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+    weights = sum(p.numel() * 4 for p in method.parameters())
+    activations = [estimate - 4 * weights for estimate in estimates]
+    assert activations[1] > 3 * activations[0] > 0
+    # the input alone: two views of 8 images, kept for the first convolution's gradient
+    assert activations[0] > 2 * 8 * 3 * 32 * 32 * 4
+
+
+def test_many_images_get_the_papers_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MANY_IMAGES", 64)
+    settings = ["batch_size=8", "backbone.name=resnet10", "epochs=1"]
+    chosen = plan.make("simclr", textures(64), Choices(settings=settings), CPU)
+    assert chosen.recipe.optim.name == "lars"
+    assert any("recipe 'paper'" in note for note in chosen.notes)
+    fewer = plan.make("simclr", textures(63), Choices(settings=settings), CPU)
+    assert fewer.recipe.optim.name == "adamw"
+
+
+def test_a_recipe_of_another_method_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(methods.recipe("supervised", "small", 32).to_toml())
+    with pytest.raises(UsageError, match="is a recipe of supervised, not of simclr"):
+        plan.make("simclr", textures(8), Choices(recipe=file), CPU)
+
+
+def test_precision_is_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device(CPU)
+    monkeypatch.setattr(machine, "native_bf16", lambda _: "AMX")
+    assert machine.precision("auto", cpu) == ("bf16", "native here: AMX")
+    assert machine.precision("fp32", cpu) == ("fp32", "as asked")
+    monkeypatch.setattr(machine, "native_bf16", lambda _: None)
+    assert machine.precision("auto", cpu)[0] == "fp32"
+    assert machine.precision("bf16", cpu)[0] == "bf16"
+
+
+def test_what_the_recipe_leaves_open_is_resolved_and_stays() -> None:
+    chosen = made(8)
+    assert chosen.recipe.canvas == 32
+    assert chosen.recipe.precision == "fp32"
+    again = plan.make("simclr", textures(64), Choices(recipe=chosen.recipe), CPU)
+    assert again.recipe == chosen.recipe
+    assert isinstance(chosen.images, Images)
+
+
+def test_what_is_found_and_not_used_is_said(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_photos(tmp_path / part, count=12, classes=2)
+    (tmp_path / "train" / "readme.md").write_text("notes")
+    recipe = tiny_recipe("simclr")
+    chosen = plan.make("simclr", tmp_path, Choices(recipe=recipe), CPU)
+    assert len(chosen.images) == 12
+    assert any("train" in note and "test" in note for note in chosen.notes)
+    assert any("1 .md" in note for note in chosen.notes)
+
+
+def test_supervision_without_labels_is_refused() -> None:
+    chosen = plan.make("supervised", textures(16), Choices(recipe=tiny_recipe("supervised")), CPU)
+    with pytest.raises(UsageError, match="learns from labels") as caught:
+        chosen.memory(chosen.build())
+    assert "folder a class" in str(caught.value.tip)
