@@ -1,0 +1,322 @@
+"""The command line. It imports what a command needs when the command runs: help stays fast.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the run
+failed, 2 wrong use, 130 stopped by the user (with a checkpoint, where training had begun).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfsame import __version__
+from selfsame.errors import SelfsameError, UsageError, nearest
+
+app = typer.Typer(
+    name="selfsame",
+    help="Learn image representations without labels, and judge them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# typer brings its own copy of click in some versions and imports the package in others
+ClickUsageError: Any = typer.BadParameter.__bases__[0]
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        help="Folders, image files, a .npz or .npy array, CIFAR batches.", metavar="DATA"
+    ),
+]
+Labelled = Annotated[str, typer.Argument(help="Images in one folder a class, or labelled arrays.")]
+Model = Annotated[
+    str, typer.Argument(help="A run, an exported encoder, timm/NAME or torchvision/NAME.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: a GPU if there is one]")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"selfsame {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run directory to write.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Learn from images that ship with selfsame.
+
+    8,000 of CIFAR-10, without their labels, judged beside three controls: up to five minutes on
+    two CPU cores.
+    """
+    from selfsame.demo import demo as run_demo
+
+    report = run_demo(out, seed=seed)
+    _print_scores(report, json_)
+    if not json_:
+        _say(f"saved      {out} (recipe, metrics, checkpoints, encoder)")
+        _say("next       selfsame pretrain simclr YOUR_PHOTOS/ --out runs/a")
+
+
+@app.command()
+def pretrain(
+    method: Annotated[str, typer.Argument(help="For example simclr, or my_package.mine:Mine.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The run directory: new, or a run with --resume.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="A name of selfsame, timm or torchvision.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="small, paper or a .toml file. [default: by data size]")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, bf16 or fp32. [default: bf16 where native]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe; repeatable."),
+    ] = None,
+    val: Annotated[str | None, typer.Option(help="Labelled images to judge by.")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints. [default: 10 minutes]")
+    ] = None,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    device: Device = None,
+) -> None:
+    """Learn a representation from unlabelled images."""
+    import selfsame
+
+    result = selfsame.pretrain(
+        method,
+        _data(data),
+        out=out,
+        backbone=backbone,
+        recipe=recipe,
+        size=size,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        settings=settings or [],
+        val=val,
+        save_every=save_every,
+        log_every=log_every,
+        resume=resume,
+        device=device,
+    )
+    if not result.finished:
+        raise typer.Exit(130)
+    _say(f"next       selfsame evaluate {out} LABELLED/")
+    _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Labelled,
+    protocol: Annotated[str, typer.Option(help="Comma-separated: knn, linear.")] = "knn,linear",
+    controls: Annotated[bool, typer.Option(help="Also score random weights and pixels.")] = True,
+    weights: Annotated[
+        Path | None, typer.Option(help="A file of weights for a named network.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Input side of a named network, pixels.")] = 224,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Judge a model on labelled images.
+
+    Beside it stand controls that learnt nothing: random weights and raw pixels.
+    """
+    import selfsame
+
+    report = selfsame.evaluate(
+        model,
+        data,
+        protocols=[name.strip() for name in protocol.split(",")],
+        controls=controls,
+        weights=weights,
+        image_size=size,
+        device=device,
+    )
+    _print_scores(report, json_)
+
+
+@app.command()
+def embed(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The Parquet file to write.")],
+    device: Device = None,
+) -> None:
+    """Write embeddings to a Parquet file.
+
+    Columns: id (position in the data), path, vector.
+    """
+    import selfsame
+
+    done = selfsame.embed(model, _data(data), out, device=device)
+    _say(f"{done['images']:,} vectors of {done['dim']} in {out}")
+    if done["refused"]:
+        _say(f"{done['refused']} images could not be read and are left out")
+
+
+@app.command()
+def recipes(
+    method: Annotated[str | None, typer.Argument(help="Print this method's recipes.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Only small or paper, as TOML.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+) -> None:
+    """Print recipes, sources and deviations.
+
+    With a method every value of both recipes; with --scale one of them as a TOML file.
+    """
+    from selfsame import methods
+    from selfsame.recipe import SCALES
+
+    if scale is not None and method is None:
+        raise UsageError("--scale needs a method", tip="selfsame recipes simclr --scale small")
+    for name in [method] if method else list(methods.METHODS):
+        if scale is not None:
+            print(methods.recipe(name, scale, size).to_toml(), end="")
+            continue
+        title = (methods.module_of(name).__doc__ or name).strip().splitlines()[0]
+        print(f"{name}: {title}")
+        for each in SCALES:
+            recipe = methods.recipe(name, each, size)
+            print(f"\n  {each}  source: {recipe.source}")
+            for deviation in recipe.deviations:
+                print(f"         deviates: {deviation}")
+            if method:
+                lines = recipe.to_toml().splitlines()
+                print("\n" + "\n".join(f"    {line}".rstrip() for line in lines))
+
+
+@app.command()
+def doctor(
+    data: Annotated[list[str] | None, typer.Argument(help="What you would train on.")] = None,
+    method: Annotated[str, typer.Option(help="What you would train.")] = "simclr",
+    backbone: Annotated[str | None, typer.Option(help="As for pretrain.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="As for pretrain.")] = None,
+    size: Annotated[int | None, typer.Option(help="As for pretrain.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="As for pretrain.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for pretrain.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Print what a run would do, and stop there."""
+    from selfsame.doctor import examine
+
+    for line in examine(
+        _data(data) if data else None,
+        method=method,
+        backbone=backbone,
+        recipe=recipe,
+        size=size,
+        batch_size=batch_size,
+        settings=settings or [],
+        device=device,
+    ):
+        print(line)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    try:
+        # a command ends with Exit(code), which comes back as the code outside standalone mode
+        return int(app(arguments, prog_name="selfsame", standalone_mode=False) or 0)
+    except ClickUsageError as error:
+        return _refuse(_usage(error), arguments)
+    except SelfsameError as error:
+        return _refuse(error, arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("stopped")
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        sys.stderr.close()
+        return 0
+
+
+def _usage(error: Any) -> UsageError:
+    """A complaint of the argument parser as an error of ours, with the nearest legal word."""
+    message = error.format_message().partition(" (")[0].partition(" Did you mean")[0].rstrip(".?")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "selfsame"
+    words = list(getattr(getattr(context, "command", None), "commands", {}) or {})
+    wrong = message.partition("'")[2].partition("'")[0]
+    if "No such command" in message and words:
+        close = nearest(wrong, words)
+        tip = (f"did you mean '{close}'? " if close else "") + f"commands: {', '.join(words)}"
+    elif getattr(error, "possibilities", None):
+        tip = f"did you mean {error.possibilities[0]}?"
+    else:
+        tip = f"{command} --help lists what it takes"
+    return UsageError(message[:1].lower() + message[1:], tip=tip)
+
+
+def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
+    _say(f"error: {error}")
+    if error.tip:
+        _say(f"tip: {error.tip}")
+    return error.exit_code
+
+
+def _data(paths: list[str]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_scores(report: dict[str, Any], as_json: bool) -> None:
+    """The table of a model and its controls, or the whole report as JSON."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    results = report["results"]
+    first = next(iter(results.values()))
+    names = [key.removesuffix("_interval") for key in first if key.endswith("_interval")]
+    table = Table(title=report["model"], caption=report["data"], title_justify="left")
+    table.add_column("features")
+    for name in names:
+        table.add_column({"knn": "kNN (k=20)"}.get(name, name), justify="right")
+        table.add_column("95 % interval", justify="right", style="dim")
+    for features, scores in results.items():
+        row = [features]
+        for name in names:
+            low, high = scores[f"{name}_interval"]
+            row += [f"{100 * scores[name]:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

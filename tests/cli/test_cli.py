@@ -1,0 +1,227 @@
+"""What a person sees: errors word for word, exit codes, what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import tiny_settings, write_photos
+
+from selfsame import __version__
+from selfsame.cli import main
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("cli") / "photos", count=24, classes=2)
+
+
+def sets(**more: object) -> list[str]:
+    return [word for s in tiny_settings(**more) for word in ("--set", s)]
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli-runs") / "a"
+    arguments = ["pretrain", "simclr", str(photos), "--out", str(out), "--steps", "3"]
+    assert main([*arguments, "--batch-size", "8", *sets()]) == 0
+    return out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"selfsame {__version__}\n"
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for command in ("demo", "pretrain", "evaluate", "embed", "recipes", "doctor"):
+        assert f"\n  {command} " in listed
+    for command in ("demo", "pretrain", "evaluate", "embed", "recipes", "doctor"):
+        assert main([command, "--help"]) == 0
+        assert "Usage: selfsame" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            "pretrian simclr {photos}",
+            "error: no such command 'pretrian'\n"
+            "tip: did you mean 'pretrain'? commands: demo, pretrain, evaluate, embed, recipes, "
+            "doctor\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --batchsize 8",
+            "error: no such option: --batchsize\ntip: did you mean --batch-size?\n",
+        ),
+        (
+            "pretrain simclr {photos}",
+            "error: missing option '--out'\ntip: selfsame pretrain --help lists what it takes\n",
+        ),
+        (
+            "pretrain simcrl {photos} --out {new}",
+            "error: unknown method 'simcrl'\n"
+            "tip: did you mean 'simclr'? legal values: simclr, supervised\n",
+        ),
+        (
+            "pretrain simclr {photos}x --out {new}",
+            "error: '{photos}x' does not exist\ntip: did you mean '{photos}'?\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --batch-size 64",
+            "error: a batch of 64 is larger than the data set of 24 images\n"
+            "tip: use a batch size of 24 or less\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --recipe big",
+            "error: no recipe file at big\n"
+            "tip: give 'small', 'paper' or a .toml file; `selfsame recipes simclr` prints one\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --precision fp16",
+            "error: the recipe is not valid: precision: Input should be 'auto', 'bf16' or 'fp32', "
+            "not 'fp16'\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --steps 2 --epochs 3",
+            "error: give either epochs or steps, not both\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --size 0",
+            "error: views of 0 px are too small\ntip: use 8 px or more\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --save-every 0",
+            "error: save_every is 0\ntip: it is a number of steps, 1 or more\n",
+        ),
+        (
+            "pretrain simclr {photos} --out {new} --device gpu",
+            "error: cannot use the device 'gpu': *\n"
+            "tip: leave --device out, or write cpu, cuda or cuda:1\n",
+        ),
+        (
+            "evaluate {new} {photos}",
+            "error: unknown library of networks '*'\n*",
+        ),
+        (
+            "recipes simclr --scale medium",
+            "error: unknown recipe 'medium'\ntip: legal values: paper, small\n",
+        ),
+    ],
+)
+def test_wrong_use_says_what_is_wrong_and_what_to_try(
+    arguments: str,
+    expected: str,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    new = tmp_path / "new"
+    code = main([word.format(photos=photos, new=new) for word in arguments.split()])
+    captured = capsys.readouterr()
+    wanted = expected.format(photos=photos, new=new)
+    assert code == 2
+    assert captured.out == ""
+    assert matches(captured.err, wanted), captured.err
+    assert not new.exists()
+
+
+def matches(text: str, pattern: str) -> bool:
+    """Whether the text is the pattern, whose ``*`` stand for anything."""
+    position = 0
+    parts = pattern.split("*")
+    for i, part in enumerate(parts):
+        found = text.find(part, position)
+        if found < 0 or (i == 0 and found > 0):
+            return False
+        position = found + len(part)
+    return (len(parts) > 1 and parts[-1] == "") or position == len(text)
+
+
+def test_pretrain_says_its_plan_and_what_to_do_next(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["pretrain", "simclr", str(photos), "--out", str(out), "--steps", "4"]
+    assert main([*arguments, "--batch-size", "8", "--val", str(photos), *sets()]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    for words in (
+        "data       24 images, canvas 32 px",
+        "precision  fp32 (as asked)",
+        "backbone   resnet10 (width=8, stem=patch)",
+        "length     4 steps of 8 images = 1.333 epochs",
+        "peak learning rate 0.000707 = 0.002 scaled (sqrt) from batch 64",
+        "recipe 'small', chosen for 24 images",
+        "step 4: kNN ",
+        "health     RankMe",
+        f"next       selfsame evaluate {out} LABELLED/",
+    ):
+        assert words in said.err, said.err
+    assert (out / "log.txt").read_text() in said.err
+
+
+def test_evaluate_prints_a_table_and_json(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), str(photos), "--protocol", "knn"]) == 0
+    table = capsys.readouterr().out
+    for words in ("model", "random init", "raw pixels", "kNN (k=20)", "95 % interval", "80/20"):
+        assert words in table
+    assert main(["evaluate", str(run), str(photos), "--protocol", "knn,linear", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["results"].keys() == {"model", "random init", "raw pixels"}
+    assert 0 <= report["results"]["model"]["linear"] <= 1
+
+
+def test_embed_writes_a_file(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "e.parquet"
+    assert (
+        main(["embed", str(run), str(photos / "class0"), str(photos / "class1"), "-o", str(out)])
+        == 0
+    )
+    assert capsys.readouterr().err == f"24 vectors of 64 in {out}\n"
+    assert out.stat().st_size > 24 * 64 * 3
+
+
+def test_recipes_print_source_deviations_and_toml_that_can_be_used(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert "simclr: SimCLR: a simple framework" in listed
+    assert "deviates: weight decay 1e-6" in listed
+    assert main(["recipes", "simclr", "--scale", "small", "--size", "32"]) == 0
+    file = tmp_path / "mine.toml"
+    file.write_text(capsys.readouterr().out)
+    out = tmp_path / "run"
+    arguments = ["pretrain", "simclr", str(photos), "--out", str(out), "--recipe", str(file)]
+    assert main([*arguments, "--batch-size", "8", "--steps", "1", *sets()]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--batch-size", "8", "--steps", "1", *sets(), "--resume"]) == 0
+    assert "continuing from step 1 of 1" in capsys.readouterr().err
+
+
+def test_doctor_looks_without_training(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor"]) == 0
+    assert "machine    " in capsys.readouterr().out
+    folder = write_photos(tmp_path / "mixed", count=12)
+    (folder / "bad.jpg").write_text("no picture")
+    (folder / "notes.txt").write_text("notes")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["doctor", str(folder), "--batch-size", "8"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "data       13 images",
+        "readable   12 of 13 sampled images",
+        "refused    bad.jpg: ",
+        "note       other files ignored: 1 .txt",
+        "memory     about ",
+        "length     ",
+    ):
+        assert words in said, said
+    assert sorted(tmp_path.rglob("*")) == before
