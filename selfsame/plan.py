@@ -276,6 +276,11 @@ def _plan(
 def _base_recipe(method: str, choices: Choices, count: int, side: int, notes: list[str]) -> Recipe:
     """The recipe that was named, or the one that the number of images suggests."""
     wanted = choices.recipe
+    if choices.size is not None and wanted not in (None, "small", "paper"):
+        raise UsageError(
+            "a recipe of your own says the size of its views",
+            tip=f"leave --size out, or write --set views.size={choices.size}",
+        )
     if isinstance(wanted, Recipe):
         return wanted
     if wanted is None:

@@ -100,7 +100,7 @@ def train(
                 raise not_finite(run, step, out, gradient, rates.lr)
             optimizer.step()
             method.after_step(t, [out.carry])
-            # 4. what is written and shown
+            # 4. what is written and shown; the checkpoint last, so that it vouches for the rest
             if log:
                 row = {"step": done, **measurements(t, out, gradient, rates)}
                 now = time.monotonic()
@@ -114,13 +114,13 @@ def train(
             if len(plan.images.bad) > reported:
                 run.add_bad_images(plan.images.bad)
                 reported = len(plan.images.bad)
-            if save:
-                checkpoint.save(run.checkpoints, done, method, optimizer)
-                saved, saved_at = done, time.monotonic()
             if evaluating:
                 assert evaluate is not None
                 evaluate(method, done)
                 clock = time.monotonic()
+            if save:
+                checkpoint.save(run.checkpoints, done, method, optimizer)
+                saved, saved_at = done, time.monotonic()
             if interrupt.asked:
                 break
     if saved != done:

@@ -51,6 +51,9 @@ def test_a_recipe_of_another_method_is_refused(tmp_path: Path) -> None:
     file.write_text(methods.recipe("supervised", "small", 32).to_toml())
     with pytest.raises(UsageError, match="is a recipe of supervised, not of simclr"):
         plan.make("simclr", textures(8), Choices(recipe=file), CPU)
+    with pytest.raises(UsageError, match="says the size of its views") as caught:
+        plan.make("supervised", textures(8), Choices(recipe=file, size=16), CPU)
+    assert "views.size=16" in str(caught.value.tip)
 
 
 def test_precision_is_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
