@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ def pretrain(
     choices = Choices(
         recipe, backbone, size, epochs, steps, batch_size, seed, precision, tuple(settings)
     )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("a run is one process for now", tip="start it without torchrun")
     if epochs is not None and steps is not None:
         raise UsageError("give either epochs or steps, not both")
     for name, count in (("save_every", save_every), ("log_every", log_every)):

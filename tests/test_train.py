@@ -169,6 +169,13 @@ def test_resuming_with_another_recipe_names_what_differs(tmp_path: Path) -> None
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process"):
+        pretrain("simclr", textures(16), out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = tiny_recipe("simclr", steps=4)
