@@ -31,12 +31,10 @@ def examine(
         UsageError: as ``pretrain``.
         DataError: no images.
     """
-    chosen = machine.device(device)
-    precision, why = machine.precision("auto", chosen)
-    lines = [
-        f"selfsame   {__version__}, torch {torch.__version__}",
-    ]
+    lines = [f"selfsame   {__version__}, torch {torch.__version__}"]
     if data is None:
+        chosen = machine.device(device)
+        precision, why = machine.precision("auto", chosen)
         return [
             *lines,
             f"machine    {machine.describe(chosen)}, {machine.memory(chosen) / 2**30:.1f} GiB free",

@@ -114,15 +114,8 @@ class Encoder(nn.Module):
             A batch and float32 [B, D] on the CPU. Images that cannot be read are left out; they
             are in ``data.bad``.
         """
-        for start in range(0, len(data), batch_size):
-            batch = data.batch(torch.arange(start, min(start + batch_size, len(data))))
-            bad = torch.tensor([image.index for image in data.bad], dtype=torch.int64)
-            if len(bad):
-                good = torch.isin(batch.index, bad, invert=True)
-                label = None if batch.label is None else batch.label[good]
-                batch = Batch(batch.images[good], batch.sizes[good], batch.index[good], label)
-            if len(batch.index):
-                yield batch, self.features(batch.images, batch.sizes).cpu()
+        for batch in data.readable(batch_size):
+            yield batch, self.features(batch.images, batch.sizes).cpu()
 
     def save(self, folder: Path, **card: Any) -> None:
         """Write ``backbone.safetensors`` and ``card.json``; each complete or absent."""
@@ -211,7 +204,7 @@ def random_like(encoder: Encoder, seed: int = 0) -> Encoder | None:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _build(encoder.config, encoder.image_size, encoder.channels)
+        network = _build(encoder.config, encoder.image_size, encoder.channels, None)
     control = Encoder(
         network,
         config=encoder.config,
@@ -222,9 +215,15 @@ def random_like(encoder: Encoder, seed: int = 0) -> Encoder | None:
     return control.to(encoder.device).eval()
 
 
-def _build(config: BackboneConfig, image_size: int, channels: int) -> Backbone:
+def _build(
+    config: BackboneConfig, image_size: int, channels: int, module: nn.Module | None
+) -> Backbone:
+    """The user's own module where there is one, else the network that ``config`` names."""
     return backbones.build(
-        config.name, image_size=image_size, channels=channels, options=config.options
+        config.name if module is None else module,
+        image_size=image_size,
+        channels=channels,
+        options=config.options,
     )
 
 
@@ -232,15 +231,12 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
     card = json.loads((folder / CARD).read_text("utf-8"))
     config = BackboneConfig.model_validate(card["backbone"]) if card["backbone"] else None
     size, channels = card["image_size"], card["channels"]
-    if backbone is not None:
-        network = backbones.wrap(backbone, torch.zeros(2, channels, size, size))
-    elif config is not None:
-        network = _build(config, size, channels)
-    else:
+    if config is None and backbone is None:
         raise UsageError(
             f"{folder} holds the weights of a module of yours",
             tip="pass that module: selfsame.load(path, backbone=module)",
         )
+    network = _build(config or BackboneConfig(), size, channels, backbone)
     network.load_state_dict(load_file(folder / WEIGHTS))
     return Encoder(
         network,
@@ -258,11 +254,7 @@ def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     if newest is None:
         raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
     recipe = methods.read_recipe(run.recipe)
-    if backbone is None:
-        network = _build(recipe.backbone, recipe.image_size, recipe.channels)
-    else:
-        size = recipe.image_size
-        network = backbones.wrap(backbone, torch.zeros(2, recipe.channels, size, size))
+    network = _build(recipe.backbone, recipe.image_size, recipe.channels, backbone)
     method = methods.find(recipe.method.name)(recipe.method, network)
     method.load_state_dict(checkpoint.load(newest)["method"])
     return Encoder(

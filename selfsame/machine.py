@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -74,13 +75,21 @@ def describe(chosen: torch.device) -> str:
 
 
 def memory(chosen: torch.device) -> int:
-    """Bytes of memory free for a run on the device."""
+    """Bytes that a run can take on the device, 0 where the system does not say.
+
+    On a CPU: without swapping, and within the container's limit.
+    """
     if chosen.type == "cuda":
         return int(torch.cuda.mem_get_info(chosen)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
         return 0
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(most) - int(used.read_text())))
+    return free
 
 
 def _cpu_name() -> str:

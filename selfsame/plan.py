@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfsame import backbones, machine, methods, optim
 from selfsame.data import Images, open_source, steps_per_epoch, suggest_canvas
 from selfsame.errors import DataError, UsageError
-from selfsame.recipe import BackboneConfig, Recipe, differences, with_settings
+from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
 from selfsame.run import RunDirectory
 from selfsame.types import Batch, Method, Progress, Source
@@ -87,16 +87,12 @@ class Plan:
         method = methods.find(recipe.method.name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(recipe.seed, 0))
-            example = torch.zeros(2, recipe.channels, recipe.image_size, recipe.image_size)
-            if self.module is not None:
-                network = backbones.wrap(self.module, example)
-            else:
-                network = backbones.build(
-                    recipe.backbone.name,
-                    image_size=recipe.image_size,
-                    channels=recipe.channels,
-                    options=recipe.backbone.options,
-                )
+            network = backbones.build(
+                recipe.backbone.name if self.module is None else self.module,
+                image_size=recipe.image_size,
+                channels=recipe.channels,
+                options=recipe.backbone.options,
+            )
             lacking = method.needs - network.can
             if lacking:
                 raise UsageError(
@@ -276,7 +272,7 @@ def _plan(
 def _base_recipe(method: str, choices: Choices, count: int, side: int, notes: list[str]) -> Recipe:
     """The recipe that was named, or the one that the number of images suggests."""
     wanted = choices.recipe
-    if choices.size is not None and wanted not in (None, "small", "paper"):
+    if choices.size is not None and wanted not in (None, *SCALES):
         raise UsageError(
             "a recipe of your own says the size of its views",
             tip=f"leave --size out, or write --set views.size={choices.size}",
@@ -286,7 +282,7 @@ def _base_recipe(method: str, choices: Choices, count: int, side: int, notes: li
     if wanted is None:
         wanted = "small" if count < MANY_IMAGES else "paper"
         notes.append(f"recipe '{wanted}', chosen for {count:,} images (--recipe overrides)")
-    if str(wanted) not in ("small", "paper"):
+    if str(wanted) not in SCALES:
         recipe = methods.read_recipe(Path(wanted))
         if recipe.method.name != method:
             raise UsageError(
@@ -303,7 +299,7 @@ def _base_recipe(method: str, choices: Choices, count: int, side: int, notes: li
         else:
             size = min(side, SMALL_SIZE if wanted == "small" else 224)
         notes.append(f"views of {size} px, the largest image is {side} px (--size overrides)")
-    return methods.recipe(method, "small" if wanted == "small" else "paper", size)
+    return methods.recipe(method, str(wanted), size)
 
 
 def _resolve(

@@ -100,7 +100,7 @@ def parse(values: Mapping[str, Any], method_config: type[MethodConfig]) -> Recip
         method = method_config.model_validate(values.get("method", {}))
         return Recipe.model_validate({**values, "method": method})
     except ValidationError as error:
-        raise UsageError(*_explain(error, method_config)) from None
+        raise UsageError(_explain(error, method_config)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -207,13 +207,12 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _explain(error: ValidationError, method_config: type[MethodConfig]) -> tuple[str]:
+def _explain(error: ValidationError, method_config: type[MethodConfig]) -> str:
     """One line a wrong key: where, what, and the nearest legal name."""
     in_method = error.title == method_config.__name__
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in ("method", *item["loc"]) if in_method or part != "")
-        where = where if in_method else ".".join(str(part) for part in item["loc"])
+        where = ".".join(str(part) for part in (*(["method"] if in_method else []), *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             legal = list((method_config if in_method else Recipe).model_fields)
@@ -222,4 +221,4 @@ def _explain(error: ValidationError, method_config: type[MethodConfig]) -> tuple
         elif "input" in item and not isinstance(item["input"], dict | Config):
             message += f", not {item['input']!r}"
         lines.append(f"{where or 'recipe'}: {message}")
-    return ("the recipe is not valid: " + "; ".join(lines),)
+    return "the recipe is not valid: " + "; ".join(lines)

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import nn
 
 import selfsame
+from selfsame.data import open_labelled
 from selfsame.errors import DataError, UsageError
+from selfsame.evals.features import bank, pixel_bank
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,17 @@ def test_embed_refuses_an_unreadable_picture_by_name(run: Path, tmp_path: Path) 
     (tmp_path / "001.png").write_text("no picture")
     with pytest.raises(DataError, match=r"cannot read 001\.png"):
         selfsame.load(run).embed(tmp_path)
+
+
+def test_unreadable_pictures_count_for_no_evaluator(run: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path, count=30, classes=3)
+    for part in ("class0/000.png", "class1/001.png"):
+        (tmp_path / part).write_text("no picture")
+    data = open_labelled(tmp_path)
+    learnt, raw = bank(selfsame.load(run), data), pixel_bank(data)
+    assert torch.equal(learnt.train_y, raw.train_y)
+    assert torch.equal(learnt.test_y, raw.test_y)
+    assert len(raw.train_y) + len(raw.test_y) == 28
 
 
 def test_embed_writes_one_row_an_image(run: Path, tmp_path: Path) -> None:

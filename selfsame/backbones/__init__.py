@@ -20,7 +20,7 @@ Options = Mapping[str, bool | int | float | str]
 
 
 def build(
-    name: str,
+    name: str | nn.Module,
     *,
     image_size: int,
     channels: int = 3,
@@ -31,7 +31,7 @@ def build(
 
     Args:
         name: a ResNet of ours (``resnet18``), ``timm/NAME``, ``torchvision/NAME``, or a bare name,
-            which is looked up in that order.
+            which is looked up in that order; or a module of the user's own, which ``wrap`` takes.
         image_size: side of the largest view, pixels: networks with position embeddings need it.
         channels: channels of the input image.
         options: go to the network's constructor; ``stem="cifar"`` works for every ResNet.
@@ -40,6 +40,8 @@ def build(
     Raises:
         UsageError: an unknown name or option, or a network without a pooled feature.
     """
+    if isinstance(name, nn.Module):
+        return wrap(name, torch.zeros(2, channels, image_size, image_size))
     library, _, model = name.rpartition("/")
     kwargs = dict(options or {})
     if library not in ("", "timm", "torchvision"):

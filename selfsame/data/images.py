@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from selfsame.data.arrays import ArraySource
 from selfsame.data.decode import Unreadable, decode, picture_size
 from selfsame.data.source import Subset
 from selfsame.errors import DataError, UsageError
+from selfsame.machine import memory
 from selfsame.types import BadImage, Batch, Source
 
 CACHE_LIMIT = 4 * 2**30  # bytes
@@ -81,7 +81,7 @@ class Images:
         self._cache: _Canvases | None = None
         if self._array is None:
             if cache_bytes is None:
-                cache_bytes = min(_available_memory() // 4, CACHE_LIMIT)
+                cache_bytes = min((memory(torch.device("cpu")) or CACHE_LIMIT) // 4, CACHE_LIMIT)
             if len(source) * channels * canvas * canvas <= cache_bytes:
                 self._cache = self._blank(len(source))
 
@@ -139,6 +139,21 @@ class Images:
             index,
             None if labels is None else torch.from_numpy(labels[origin]),
         )
+
+    def readable(self, batch_size: int) -> Iterator[Batch]:
+        """Every image in order, in batches, without those that cannot be read.
+
+        Evaluators and embeddings want these: a replacement would count another image twice.
+        """
+        for start in range(0, len(self), batch_size):
+            batch = self.batch(torch.arange(start, min(start + batch_size, len(self))))
+            bad = torch.tensor([image.index for image in self.bad], dtype=torch.int64)
+            if len(bad):
+                good = torch.isin(batch.index, bad, invert=True)
+                label = None if batch.label is None else batch.label[good]
+                batch = Batch(batch.images[good], batch.sizes[good], batch.index[good], label)
+            if len(batch.index):
+                yield batch
 
     def check(self, sample: int = 64) -> Check:
         """Decode an evenly spaced sample, to fail before a run rather than in it.
@@ -256,16 +271,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _available_memory() -> int:
-    """Bytes that can be taken without swapping: of the machine, within the container's limit."""
-    free = CACHE_LIMIT  # where the system does not say
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, max(0, int(most) - int(used.read_text())))
-    return free

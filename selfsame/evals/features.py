@@ -44,8 +44,7 @@ def pixel_bank(data: Labelled, channels: int = 3) -> Bank:
     for source in (data.train, data.test):
         xs, ys = [], []
         with _images(source, RAW_SIDE, channels) as images:
-            for start in range(0, len(images), 1024):
-                batch = images.batch(torch.arange(start, min(start + 1024, len(images))))
+            for batch in images.readable(1024):
                 xs.append(eval_view(batch.images, batch.sizes, RAW_SIDE, norm, 1.0).flatten(1))
                 assert batch.label is not None
                 ys.append(batch.label)
