@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from selfsame import schedule
 from selfsame.config import Config
 from selfsame.errors import UsageError
-from selfsame.types import Progress
+from selfsame.types import Method, Progress, Rate
 
 MomentumForm = Literal["popular", "classic", "momentum_first"]
 Ratio = Literal["joint", "split"]
@@ -41,6 +41,10 @@ class Optim(Config):
     """Linear warm-up from 0, in epochs; at most a fifth of the run, so that short runs train."""
     final_lr: float = Field(0.0, ge=0, le=1)
     """Where the cosine ends, as a share of the peak."""
+    warmup_start: float = Field(0.0, ge=0, le=1)
+    """Where the warm-up starts, as a share of the peak."""
+    closed_warmup: bool = False
+    """Whether the warm-up's last step has the peak already (`schedule.warmup_cosine`)."""
     milestones: tuple[float, ...] = ()
     """Where the step schedule multiplies by ``step_factor``, as shares of the run in (0, 1)."""
     step_factor: float = Field(0.1, gt=0, lt=1)
@@ -53,7 +57,10 @@ class Optim(Config):
     lr_1d: float = Field(1.0, gt=0)
     """Learning rate of those tensors, as a share of everyone else's."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the whole gradient; None leaves it as it is."""
+    """Largest norm of a gradient; None leaves it as it is."""
+    clip: Literal["global", "module", "tensor"] = "global"
+    """Whose norm: that of the whole gradient, of each part of the method (its backbone, each of its
+    heads: DINOv2), or of each tensor alone (DINO, iBOT)."""
 
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD and LARS."""
@@ -132,10 +139,19 @@ def rates(optim: Optim, batch_size: int, t: Progress, steps_per_epoch: float) ->
     peak = scaled_lr(optim, batch_size)
     warm = warmup_steps(optim, t.total, steps_per_epoch)
     if optim.schedule == "cosine":
-        lr = schedule.warmup_cosine(t.step, t.total, warm, peak, optim.final_lr * peak)
+        lr = schedule.warmup_cosine(
+            t.step,
+            t.total,
+            warm,
+            peak,
+            optim.final_lr * peak,
+            start=optim.warmup_start * peak,
+            closed=optim.closed_warmup,
+        )
     else:
         passed = sum(t.step >= milestone * t.total for milestone in optim.milestones)
-        lr = schedule.linear(t.step, warm, 0.0, peak) * optim.step_factor**passed
+        ramp = schedule.linear(t.step, warm, optim.warmup_start * peak, peak)
+        lr = ramp * optim.step_factor**passed
     decay = optim.weight_decay
     if optim.final_weight_decay is not None:
         decay = schedule.cosine(t.step, t.total, decay, optim.final_weight_decay)
@@ -147,45 +163,40 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
 
     Biases, parameters of normalisation layers and tensors of at most one dimension are ``exclude``:
     no weight decay, no LARS adaptation, their own learning rate. Every trainable parameter is in
-    exactly one group, a tied one once; frozen ones are in none.
+    exactly one group, a tied one once; frozen ones are in none. A ``Method`` may give parameters
+    rates of their own.
 
     Returns:
-        At most two groups, "weights" and "excluded", each with ``name``, ``params``, ``exclude``,
-        ``lr_scale`` and ``weight_decay``.
+        "weights" and "excluded", one of each for every rate, where not empty; each with ``name``,
+        ``params``, ``exclude``, ``lr_scale``, ``fixed`` and ``weight_decay``.
 
     Raises:
         UsageError: ``module`` has nothing to train.
     """
     norms = {id(p) for m in module.modules() if isinstance(m, NORMS) for p in m.parameters()}
-    weights: list[nn.Parameter] = []
-    excluded: list[nn.Parameter] = []
+    found: dict[tuple[bool, Rate], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         simple = parameter.ndim <= 1 or id(parameter) in norms or name.split(".")[-1] == "bias"
-        (excluded if simple and optim.exclude_1d else weights).append(parameter)
-    if not weights and not excluded:
+        rate = module.rate(name) if isinstance(module, Method) else Rate()
+        found.setdefault((simple and optim.exclude_1d, rate), []).append(parameter)
+    if not found:
         raise UsageError(
             f"{type(module).__name__} has no trainable parameter",
             tip="set requires_grad on the parameters that should learn",
         )
-    groups: list[dict[str, Any]] = [
+    return [
         {
-            "name": "weights",
-            "params": weights,
-            "exclude": False,
-            "lr_scale": 1.0,
-            "weight_decay": optim.weight_decay,
-        },
-        {
-            "name": "excluded",
-            "params": excluded,
-            "exclude": True,
-            "lr_scale": optim.lr_1d,
-            "weight_decay": 0.0,
-        },
+            "name": "excluded" if exclude else "weights",
+            "params": found[exclude, rate],
+            "exclude": exclude,
+            "lr_scale": rate.scale * (optim.lr_1d if exclude else 1.0),
+            "fixed": rate.fixed,
+            "weight_decay": 0.0 if exclude else optim.weight_decay,
+        }
+        for exclude, rate in sorted(found)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build(module: nn.Module, optim: Optim, batch_size: int) -> torch.optim.Optimizer:
@@ -228,11 +239,33 @@ def build(module: nn.Module, optim: Optim, batch_size: int) -> torch.optim.Optim
     return optimizer
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Give every group its rates: ``lr * lr_scale``, and the decay unless it is ``exclude``."""
+def set_rates(
+    optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, peak: float | None = None
+) -> None:
+    """Give every group its rates: ``lr * lr_scale``, and the decay unless it is ``exclude``.
+
+    ``fixed`` groups take ``peak`` for ``lr``, where it is given.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        fixed = peak is not None and group.get("fixed", False)
+        group["lr"] = (peak if fixed else lr) * group.get("lr_scale", 1.0)
         group["weight_decay"] = 0.0 if group.get("exclude", False) else weight_decay
+
+
+def clip(module: nn.Module, optim: Optim) -> Tensor:
+    """Bound the gradients of ``module`` in place; the norm of the whole gradient before that."""
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if optim.clip_norm is not None:
+        parts: list[list[nn.Parameter]] = [parameters]
+        if optim.clip == "tensor":
+            parts = [[p] for p in parameters]
+        elif optim.clip == "module":
+            parts = [list(part.parameters()) for part in module.children()]
+            parts.append(list(module.parameters(recurse=False)))
+        for part in parts:
+            nn.utils.clip_grad_norm_(part, optim.clip_norm)
+    return norm
 
 
 class LARS(torch.optim.Optimizer):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from selfsame.errors import DataError, UsageError
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
 from selfsame.run import RunDirectory
-from selfsame.types import Batch, Method, Progress, Source
-from selfsame.views import make_views
+from selfsame.types import Backbone, Batch, Method, Progress, Source
+from selfsame.views import eval_view, make_views
 
 MANY_IMAGES = 200_000  # at or above this many, the paper's recipe is the default
 MIN_SIZE = 8  # pixels
@@ -93,12 +94,8 @@ class Plan:
                 channels=recipe.channels,
                 options=recipe.backbone.options,
             )
-            lacking = method.needs - network.can
-            if lacking:
-                raise UsageError(
-                    f"{recipe.method.name} needs a backbone with {', '.join(sorted(lacking))}; "
-                    f"{recipe.backbone.name} has {', '.join(sorted(network.can)) or 'none of them'}"
-                )
+            check_pair(recipe.method.name, recipe.backbone.name, network.can)
+            check_sizes(network, recipe)
             built: Method = method(recipe.method, network)
         return built.to(self.device).to(memory_format=torch.channels_last)
 
@@ -120,7 +117,18 @@ class Plan:
                     tip="put the images in one folder a class",
                 )
             views["label"] = batch.label.to(self.device)
-        return views
+        drawn = method.draw(views, batch.index, seed=self.recipe.seed, epoch=epoch)
+        return views | {name: value.to(self.device) for name, value in drawn.items()}
+
+    def sweep(self, method: Method) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order and without augmentation, as ``before_epoch`` takes them."""
+        norm, size = method.encoder().norm, self.recipe.image_size
+        crop = 1.0 if size <= backbones.SMALL_IMAGE else 0.875
+        for start in range(0, len(self.images), self.recipe.batch_size):
+            index = torch.arange(start, min(start + self.recipe.batch_size, len(self.images)))
+            batch = self.images.batch(index)
+            images = batch.images.to(self.device, non_blocking=True)
+            yield index, eval_view(images, batch.sizes, size, norm, crop)
 
     def describe(self, method: Method | None = None) -> list[str]:
         """The plan in lines, for people, before the first step."""
@@ -128,12 +136,15 @@ class Plan:
         peak = optim.scaled_lr(recipe.optim, recipe.batch_size)
         scaled = recipe.optim.scaling != "none"
         options = ", ".join(f"{k}={v}" for k, v in recipe.backbone.options.items())
+        sizes: Counter[int] = Counter()
+        for view in recipe.views:
+            sizes[view.size] += view.count
         lines = [
             f"data       {len(images):,} images, canvas {images.canvas} px",
             f"machine    {machine.describe(self.device)}",
             f"precision  {recipe.precision} ({self.why})",
             f"method     {recipe.method.name}, views "
-            + " + ".join(f"{v.count}x{v.size} px" for v in recipe.views),
+            + " + ".join(f"{n}x{size} px" for size, n in sorted(sizes.items(), reverse=True)),
             f"backbone   {recipe.backbone.name}" + (f" ({options})" if options else ""),
             f"length     {self.total:,} steps of {recipe.batch_size} images = "
             f"{self.total / self.steps_per_epoch:.4g} epochs",
@@ -164,9 +175,12 @@ class Plan:
         """
         two, four = self._kept(method, 2), self._kept(method, 4)
         activations = two + (four - two) * (self.recipe.batch_size - 2) // 2
-        weights = sum(p.numel() * p.element_size() for p in method.parameters())
         slots = {"sgd": 1, "lars": 1, "adamw": 2}[self.recipe.optim.name]
-        return activations + weights * (2 + slots)
+        weights = sum(
+            p.numel() * p.element_size() * (2 + slots if p.requires_grad else 1)
+            for p in method.parameters()
+        )
+        return activations + weights
 
     def _kept(self, method: Method, count: int) -> int:
         """Bytes that autograd keeps for a forward pass of ``count`` images, besides the weights."""
@@ -190,6 +204,51 @@ class Plan:
                 buffer.copy_(buffers[name])
         weights = {p.untyped_storage().data_ptr() for p in method.parameters()}
         return sum(size for pointer, size in kept.items() if pointer not in weights)
+
+
+def check_pair(method: str, backbone: str, can: frozenset[str]) -> None:
+    """Refuse a backbone that cannot do what the method asks of it.
+
+    Raises:
+        UsageError: with the reason, a backbone that can, and a method that asks for less.
+    """
+    lacking = methods.find(method).needs - can
+    if not lacking:
+        return
+    what = {
+        "keep": "leave tokens out",
+        "replace": "put a mask token in the place of patches",
+        "ffn": "show what its blocks' perceptrons return",
+        "tokens": "return tokens",
+        "maps": "return maps",
+    }
+    words = " and ".join(what[ability] for ability in sorted(lacking))
+    raise UsageError(
+        f"{method} needs a backbone that can {words}, and {backbone} cannot",
+        tip=f"--backbone vit_tiny works with {method}; simclr and byol work with {backbone}",
+    )
+
+
+def check_sizes(network: Backbone, recipe: Recipe) -> None:
+    """Refuse a network that cannot take the smaller views of a recipe.
+
+    Raises:
+        UsageError: with the network's own words.
+    """
+    was_training = network.training
+    network.eval()
+    for size in sorted({view.size for view in recipe.views} - {recipe.image_size}):
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, recipe.channels, size, size))
+        except (RuntimeError, AssertionError, ValueError, UsageError) as error:
+            raise UsageError(
+                f"{recipe.backbone.name} was built for views of {recipe.image_size} px and fails "
+                f"on crops of {size} px: {error}",
+                tip="resnet18 and vit_small take both; or give every view one size: "
+                f"--set views.size={recipe.image_size}",
+            ) from None
+    network.train(was_training)
 
 
 def _size(count: int) -> str:
@@ -259,11 +318,16 @@ def _plan(
     module = choices.backbone if isinstance(choices.backbone, nn.Module) else None
     name = choices.backbone if module is None else f"module:{type(module).__name__}"
     if isinstance(name, str) and name != recipe.backbone.name:
-        recipe = recipe.model_copy(update={"backbone": BackboneConfig(name=name)})
+        kept = backbones.shared_options(recipe.backbone.name, name, recipe.backbone.options)
+        network = BackboneConfig(name=name, options=kept)
+        recipe = recipe.model_copy(update={"backbone": network})
     recipe = with_settings(recipe, choices.as_settings())
     precision, why = machine.precision(recipe.precision, device)
     recipe = recipe.model_copy(update={"precision": precision})
     recipe = _resolve(recipe, choices, source, notes, module)
+    can = backbones.abilities(recipe.backbone.name)
+    if can is not None:
+        check_pair(recipe.method.name, recipe.backbone.name, can)
     assert recipe.canvas is not None
     images = Images(source, canvas=recipe.canvas, channels=recipe.channels)
     return Plan(recipe, images, device, module, why, notes)
@@ -322,15 +386,18 @@ def _resolve(
         notes.append(f"batch {batch}, not the recipe's {recipe.batch_size}: the data is small")
     steps_per_epoch(count, batch)  # refuses a batch that the data cannot fill
     backbone = recipe.backbone
-    if module is None and "stem" not in backbone.options:
-        added = backbones.default_options(backbone.name, recipe.image_size)
-        if added:
-            backbone = backbone.model_copy(update={"options": {**backbone.options, **added}})
-            notes.append(f"CIFAR stem (3x3, stride 1, no pool): views are {recipe.image_size} px")
+    added = backbones.default_options(backbone.name, recipe.image_size) if module is None else {}
+    added = {key: value for key, value in added.items() if key not in backbone.options}
+    if added:
+        backbone = backbone.model_copy(update={"options": {**backbone.options, **added}})
+        chosen = {"cifar": "CIFAR stem (3x3, stride 1, no pool)"}
+        words = [chosen.get(str(v), f"{k} of {v} px") for k, v in added.items()]
+        notes.append(f"{', '.join(words)}: views are {recipe.image_size} px")
     return recipe.model_copy(
         update={
             "batch_size": batch,
             "backbone": backbone,
+            "method": recipe.method.for_data(len(source), source.classes),
             "canvas": recipe.canvas or suggest_canvas(source, recipe.image_size),
         }
     )

@@ -31,10 +31,20 @@ SCALES: tuple[Scale, ...] = ("small", "paper")
 Scalar = bool | int | float | str
 
 
+SMALL_OPTIM = Optim(
+    name="adamw", lr=2e-3, scaling="sqrt", reference_batch=64, weight_decay=0.05, warmup=5
+)
+"""Of the small recipes: with little data and time, many steps of 64 images count."""
+
+
 class MethodConfig(Config):
     """Base of every ``Method.Config``. ``name`` is the method's name in the table of methods."""
 
     name: str
+
+    def for_data(self, images: int, classes: Sequence[str] | None) -> MethodConfig:
+        """The same with what it leaves to the data filled in: sizes of banks, of classifiers."""
+        return self
 
 
 class BackboneConfig(Config):

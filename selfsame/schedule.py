@@ -30,16 +30,25 @@ def cosine(step: float, total: float, start: float, end: float) -> float:
 
 
 def warmup_cosine(
-    step: float, total: float, warmup_steps: float, peak: float, final: float
+    step: float,
+    total: float,
+    warmup_steps: float,
+    peak: float,
+    final: float,
+    *,
+    start: float = 0.0,
+    closed: bool = False,
 ) -> float:
-    """Linear ramp from 0 to ``peak`` over ``warmup_steps``, then a cosine to ``final``.
+    """Linear ramp from ``start`` to ``peak`` over ``warmup_steps``, then a cosine to ``final``.
 
-    Step 0 has 0 (``peak`` where ``warmup_steps`` is 0), step ``warmup_steps`` has ``peak``, and
-    step ``total - 1`` has ``cosine(n - 1, n, peak, final)`` with ``n = total - warmup_steps``.
+    Step 0 has ``start`` (``peak`` where ``warmup_steps`` is 0), step ``warmup_steps`` has ``peak``,
+    and step ``total - 1`` has ``cosine(n - 1, n, peak, final)`` with ``n = total - warmup_steps``.
+    ``closed`` lets the ramp reach ``peak`` on its last step, so that two steps have it: SwAV, DINO,
+    iBOT and DINOv2 write their ramps with ``numpy.linspace``.
     Source: Goyal et al., arXiv 1706.02677, section 2.2, and the schedules of SimCLR, BYOL, MAE.
     """
     if step < warmup_steps:
-        return linear(step, warmup_steps, 0.0, peak)
+        return linear(step, warmup_steps - 1 if closed else warmup_steps, start, peak)
     return cosine(step - warmup_steps, total - warmup_steps, peak, final)
 
 

@@ -67,6 +67,7 @@ def train(
     method.train()
     loader = Loader(plan.images, recipe.batch_size, recipe.seed, start, plan.total)
     done = saved = start
+    peak = optim.scaled_lr(recipe.optim, recipe.batch_size)
     healthy = torch.ones((), dtype=torch.bool, device=plan.device)
     clock = saved_at = time.monotonic()
     waited, reported = 0.0, 0
@@ -75,18 +76,22 @@ def train(
         for step, (epoch, batch) in enumerate(loader, start):
             # 1. the views of this step, made on the device
             t = plan.progress(step)
+            if step % plan.steps_per_epoch == 0:
+                torch.manual_seed(key(recipe.seed, 2, step))
+                for parameter in method.before_epoch(t, plan.sweep(method)):
+                    optimizer.state.pop(parameter, None)
             views = plan.views(method, batch, epoch)
             # 2. the loss and its gradient
             rates = optim.rates(recipe.optim, recipe.batch_size, t, plan.steps_per_epoch)
-            optim.set_rates(optimizer, rates.lr, rates.weight_decay)
+            optim.set_rates(optimizer, rates.lr, rates.weight_decay, peak)
             torch.manual_seed(key(recipe.seed, 1, step))  # drop-path and dropout
             with machine.autocast(plan.device, recipe.precision):
                 out: Output = method(views, t)
             optimizer.zero_grad(set_to_none=True)
             out.loss.backward()  # type: ignore[no-untyped-call]
-            gradient = nn.utils.clip_grad_norm_(
-                method.parameters(), recipe.optim.clip_norm or float("inf")
-            )
+            gradient = optim.clip(method, recipe.optim)
+            for parameter in method.frozen(t):
+                parameter.grad = None
             # 3. the update, unless something is not finite; a GPU is asked only now and then
             done = step + 1
             healthy &= torch.isfinite(out.loss.detach() + gradient)

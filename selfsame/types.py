@@ -5,7 +5,7 @@ Legend: B images on this rank, V views of one name, C channels, N tokens, D widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -91,12 +91,26 @@ class Source(Protocol):
         """A short hash of what the data set is (names and sizes, or contents of arrays)."""
 
 
+class Rate(NamedTuple):
+    """The learning rate of a parameter, beside the one that the schedule gives."""
+
+    scale: float = 1.0
+    fixed: bool = False  # stays at the peak for the whole run
+
+
 class Backbone(nn.Module):
     """A feature extractor that says what it is and what it can do.
 
-    ``can`` holds any of "tokens" (Features.tokens is filled), "maps" (the tokens are those of a
-    convolutional map), "keep" (token dropping), "replace" (token replacement). ``dim`` is D,
-    ``stride`` the pixels between tokens, ``norm`` what its input is normalised with.
+    ``dim`` is D, ``stride`` the pixels between tokens, ``norm`` what its input is normalised with.
+    ``can`` holds any of
+
+    - "tokens": Features.tokens is filled; "maps": they are those of a convolutional map;
+    - "keep": ``backbone(x, keep=index)`` computes only the tokens that ``index``, int64 [B, n],
+      names, and returns those n; with ``index`` [B * k, n], k such sets for each image, image by
+      image;
+    - "replace": ``backbone(x, replace=(mask, token))`` puts ``token``, [D], in the place of the
+      patch embeddings where ``mask``, bool [B, N], is true, before positions are added;
+    - "ffn": ``backbone.feed_forwards(x, last)`` gives what the last blocks' perceptrons return.
     """
 
     dim: int
@@ -127,9 +141,38 @@ class Method(nn.Module):
     batch_coupled: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
 
+    def draw(
+        self, views: Mapping[str, Tensor], index: Tensor, *, seed: int, epoch: int
+    ) -> Mapping[str, Tensor]:
+        """What else a step needs for each image, keyed like its views: masks, for example.
+
+        Joins ``views`` under its own names. A pure function of the seed, the epoch and ``index``,
+        int64 [B], the images' positions in the data set; of ``views`` only shapes are read.
+        """
+        return {}
+
+    def before_epoch(
+        self, t: Progress, images: Iterator[tuple[Tensor, Tensor]]
+    ) -> Iterable[nn.Parameter]:
+        """Look at the whole data set before the first step of an epoch.
+
+        ``images`` gives (index int64 [B], normalised images without augmentation [B, C, S, S]),
+        each image once, and costs nothing where it is not read. Returns the parameters that were
+        drawn anew, whose optimiser state is then forgotten.
+        """
+        return ()
+
     def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
         """Loss of one step. ``views[name]`` is float32 [V, B, C, S, S]. Changes no state."""
         raise NotImplementedError
+
+    def frozen(self, t: Progress) -> Iterable[nn.Parameter]:
+        """Parameters that rest at this step: their gradients are dropped, nothing decays them."""
+        return ()
+
+    def rate(self, name: str) -> Rate:
+        """The learning rate of the parameter that ``named_parameters`` calls ``name``."""
+        return Rate()
 
     def after_step(self, t: Progress, carry: Sequence[Mapping[str, Tensor]]) -> None:
         """Update teachers, queues, centres: once an optimiser step, one carry a micro-batch."""

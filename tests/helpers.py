@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from selfsame.recipe import Recipe, with_settings
+from selfsame.recipe import BackboneConfig, Recipe, with_settings
 
 TINY = {
     "backbone.name": "resnet10",
@@ -16,19 +16,35 @@ TINY = {
     "precision": "fp32",
 }
 
+TINY_VIT = {
+    "backbone.name": "vit_tiny",
+    "backbone.options.width": "32",
+    "backbone.options.depth": "2",
+    "backbone.options.heads": "2",
+    "backbone.options.patch": "8",
+    "precision": "fp32",
+}
 
-def tiny_settings(**more: object) -> list[str]:
+
+def tiny_settings(network: dict[str, str] = TINY, **more: object) -> list[str]:
     """Settings that make a recipe small enough for a test; dots are written as two underscores."""
-    values = TINY | {key.replace("__", "."): str(value) for key, value in more.items()}
+    values = network | {key.replace("__", "."): str(value) for key, value in more.items()}
     return [f"{key}={value}" for key, value in values.items()]
 
 
 def tiny_recipe(method: str, **more: object) -> Recipe:
-    """The method's small recipe at 32 px on a tiny ResNet, 6 steps of 8 images."""
+    """The method's small recipe at 32 px on a tiny network, 6 steps of 8 images.
+
+    The network is a ResNet, or a ViT where the method needs what only that can do.
+    """
     from selfsame import methods
+    from selfsame.backbones import abilities
 
     recipe = methods.recipe(method, "small", 32)
-    return with_settings(recipe, tiny_settings(**{"batch_size": 8, "steps": 6} | more))
+    enough = methods.find(method).needs <= (abilities(TINY["backbone.name"]) or set())
+    recipe = recipe.model_copy(update={"backbone": BackboneConfig(name=recipe.backbone.name)})
+    network = TINY if enough else TINY_VIT
+    return with_settings(recipe, tiny_settings(network, **{"batch_size": 8, "steps": 6} | more))
 
 
 def textures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:

@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from selfsame import optim
 from selfsame.errors import UsageError
 from selfsame.optim import (
     LARS,
@@ -17,7 +18,7 @@ from selfsame.optim import (
     set_rates,
     warmup_steps,
 )
-from selfsame.types import Progress
+from selfsame.types import Method, Progress, Rate
 
 
 class Net(nn.Module):
@@ -220,3 +221,67 @@ def test_lars_skips_parameters_without_gradient_and_runs_a_closure() -> None:
     assert (p < 1).all()
     assert (q == 1).all()
     assert q not in optimizer.state
+
+
+class Parts(Method):
+    """A method of two parts and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 2, bias=False)
+        self.token = nn.Parameter(torch.zeros(3))
+
+    def rate(self, name: str) -> Rate:
+        return Rate(fixed=True) if name.startswith("head") else Rate(0.5 if "back" in name else 1.0)
+
+
+def norms(module: nn.Module) -> dict[str, float]:
+    return {name: p.grad.norm().item() for name, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("clip", ["global", "module", "tensor"])
+def test_clipping_bounds_the_norm_of_what_it_is_told_to(clip: Any) -> None:
+    method = Parts()
+    give_grads(method, 0, 10.0)
+    method.token.grad.mul_(1e-3)
+    before = norms(method)
+    total = optim.clip(method, Optim(clip_norm=1.0, clip=clip))
+    assert total.item() == pytest.approx(sum(n**2 for n in before.values()) ** 0.5)
+    after = norms(method)
+    backbone = (after["backbone.weight"] ** 2 + after["backbone.bias"] ** 2) ** 0.5
+    if clip == "global":
+        assert sum(n**2 for n in after.values()) ** 0.5 == pytest.approx(1.0, rel=1e-4)
+        assert after["token"] < before["token"]
+    else:
+        assert after["token"] == before["token"]  # small already: the others do not shrink it
+        assert after["head.weight"] == pytest.approx(1.0, rel=1e-4)
+    if clip == "module":
+        assert backbone == pytest.approx(1.0, rel=1e-4)
+    if clip == "tensor":
+        assert after["backbone.weight"] == pytest.approx(1.0, rel=1e-4)
+        assert after["backbone.bias"] == pytest.approx(1.0, rel=1e-4)
+
+
+def test_without_a_bound_the_norm_is_only_measured() -> None:
+    method = Parts()
+    give_grads(method, 0, 10.0)
+    before = norms(method)
+    assert optim.clip(method, Optim()).item() > 10
+    assert norms(method) == before
+
+
+def test_a_method_gives_parameters_rates_of_their_own() -> None:
+    options = Optim(lr=0.1, scaling="none", weight_decay=0.01, lr_1d=0.1)
+    optimizer = optim.build(Parts(), options, 256)
+    optim.set_rates(optimizer, 0.02, 0.01, peak=0.1)
+    found = {
+        tuple(p.shape): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert found[2, 3] == pytest.approx((0.1, 0.01))  # fixed at the peak
+    assert found[3, 3] == pytest.approx((0.01, 0.01))  # half of the schedule's rate
+    rates = sorted(g["lr"] for g in optimizer.param_groups if g["exclude"])
+    assert rates == pytest.approx([0.5 * 0.1 * 0.02, 0.1 * 0.02])  # the bias, the token
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 4

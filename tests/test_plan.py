@@ -91,3 +91,57 @@ def test_supervision_without_labels_is_refused() -> None:
     with pytest.raises(UsageError, match="learns from labels") as caught:
         chosen.memory(chosen.build())
     assert "folder a class" in str(caught.value.tip)
+
+
+@pytest.fixture
+def masking(monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfsame.methods.simclr import SimCLR
+
+    monkeypatch.setattr(SimCLR, "needs", frozenset({"keep"}))
+
+
+@pytest.mark.usefixtures("masking")
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/swin_tiny_patch4_window7_224"])
+def test_a_network_that_cannot_is_refused_by_name_before_it_is_built(
+    backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan.backbones, "build", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(UsageError, match="can leave tokens out") as caught:
+        plan.make("simclr", textures(32), Choices(recipe="small", backbone=backbone), CPU)
+    assert "--backbone vit_tiny works" in str(caught.value.tip)
+
+
+@pytest.mark.usefixtures("masking")
+def test_vision_transformers_of_ours_and_timms_can_leave_tokens_out() -> None:
+    for name in ("vit_tiny", "timm/deit_tiny_patch16_224", "timm/vit_tiny_patch16_224"):
+        made = plan.make("simclr", textures(32), Choices(recipe="small", backbone=name), CPU)
+        assert made.recipe.backbone.name == name
+
+
+def test_a_network_that_takes_one_size_is_refused_for_crops_of_two() -> None:
+    recipe = methods.recipe("simclr", "small", 224)
+    local = recipe.views[0].model_copy(update={"name": "local", "size": 96})
+    recipe = recipe.model_copy(update={"views": (*recipe.views, local)})
+
+    def build(name: str) -> None:
+        chosen = Choices(recipe=recipe, backbone=f"timm/{name}", settings=["batch_size=8"])
+        plan.make("simclr", textures(32), chosen, CPU).build()
+
+    build("convnext_atto")
+    with pytest.raises(UsageError, match="fails on crops of 96 px") as caught:
+        build("mixer_s32_224")
+    assert "views.size=224" in str(caught.value.tip)
+
+
+def test_another_network_of_the_family_keeps_what_the_method_asks_of_it() -> None:
+    def options(backbone: str) -> dict[str, object]:
+        chosen = Choices(recipe="small", backbone=backbone)
+        return dict(plan.make("mae", textures(32), chosen, CPU).recipe.backbone.options)
+
+    recipe = methods.recipe("mae", "small", 32)
+    assert recipe.backbone.options["depth"] == 6
+    small = options("vit_small")  # its own depth, the paper's positions
+    assert small == {k: v for k, v in recipe.backbone.options.items() if k != "depth"} | {
+        "patch": 4
+    }
+    assert options("timm/vit_tiny_patch16_224") == {}

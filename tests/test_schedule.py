@@ -34,3 +34,15 @@ def test_warmup_cosine_end_points() -> None:
     assert values[:11] == sorted(values[:11])
     assert values[10:] == sorted(values[10:], reverse=True)
     assert schedule.warmup_cosine(0, 110, 0, 2.0, 0.5) == 2.0
+
+
+def test_a_closed_warmup_reaches_the_peak_on_its_last_step() -> None:
+    values = [
+        schedule.warmup_cosine(step, 110, 10, 2.0, 0.5, start=0.2, closed=True)
+        for step in range(110)
+    ]
+    assert values[0] == 0.2
+    assert values[9] == values[10] == 2.0  # as numpy.linspace(0.2, 2.0, 10) ends, then the cosine
+    assert values[1] == pytest.approx(0.4)
+    assert values[8] < 2.0 > values[11]
+    assert schedule.warmup_cosine(0, 5, 1, 2.0, 0.5, closed=True) == 2.0

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from selfsame import checkpoint
 from selfsame.api import pretrain
 from selfsame.errors import DataError, RunError, UsageError
+from selfsame.methods.simclr import SimCLR
+from selfsame.types import Progress
 
 STEPS = 40
 
@@ -241,3 +243,41 @@ def test_data_that_cannot_be_trained_on_leaves_no_run_behind(tmp_path: Path) -> 
             quiet=True,
             batch_size=4,
         )
+
+
+def test_a_methods_hooks_are_called_when_they_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 images in batches of 8: an epoch is 3 steps; the head rests in the first epoch."""
+    seen: list[tuple[int, list[int]]] = []
+    weights: list[torch.Tensor] = []
+
+    def draw(self: SimCLR, views: object, index: torch.Tensor, **key: int) -> dict[str, object]:
+        return {"index": index, "epoch": torch.tensor(key["epoch"])}
+
+    def before_epoch(self: SimCLR, t: Progress, images: object) -> list[torch.nn.Parameter]:
+        batches = list(images)  # type: ignore[call-overload]
+        assert all(x.shape[1:] == (3, 32, 32) for _, x in batches)
+        seen.append((t.step, torch.cat([index for index, _ in batches]).tolist()))
+        return [self.head[0].weight]
+
+    def frozen(self: SimCLR, t: Progress) -> list[torch.nn.Parameter]:
+        return list(self.head.parameters()) if t.epoch < 1 else []
+
+    forward = SimCLR.forward
+
+    def checked(self: SimCLR, views: dict[str, torch.Tensor], t: Progress) -> object:
+        assert views["epoch"] == int(t.epoch)
+        assert len(views["index"]) == views["global"].shape[1]
+        weights.append(self.head[0].weight.detach().clone())
+        return forward(self, views, t)
+
+    for hook in (draw, before_epoch, frozen):
+        monkeypatch.setattr(SimCLR, hook.__name__, hook)
+    monkeypatch.setattr(SimCLR, "forward", checked)
+    recipe = tiny_recipe("simclr", steps=7)
+    pretrain("simclr", textures(30), out=tmp_path / "run", recipe=recipe, quiet=True)
+    assert seen == [(step, list(range(30))) for step in (0, 3, 6)]
+    steps = weights[-7:]  # the plan's memory estimate runs forward too
+    assert all(torch.equal(w, steps[0]) for w in steps[:4])  # nor does weight decay move it
+    assert not torch.equal(steps[4], steps[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from selfsame.backbones.resnet import DEPTHS, IMAGENET, ResNet
+from selfsame.backbones.vit import SIZES, Replace, ViT, keep_tokens
 from selfsame.errors import UsageError, unknown
 from selfsame.types import Backbone, Features, Norm
+from selfsame.views.spec import SMALL_IMAGE
 
-__all__ = ["SMALL_IMAGE", "Backbone", "build", "default_options", "wrap"]
-
-SMALL_IMAGE = 64  # pixels: at or below this side the stem must not throw resolution away
+__all__ = [
+    "SMALL_IMAGE",
+    "Backbone",
+    "abilities",
+    "build",
+    "default_options",
+    "shared_options",
+    "wrap",
+]
 
 Options = Mapping[str, bool | int | float | str]
 
@@ -30,8 +39,9 @@ def build(
     """Build a backbone with its classifier removed.
 
     Args:
-        name: a ResNet of ours (``resnet18``), ``timm/NAME``, ``torchvision/NAME``, or a bare name,
-            which is looked up in that order; or a module of the user's own, which ``wrap`` takes.
+        name: a ResNet or ViT of ours (``resnet18``, ``vit_small``), ``timm/NAME``,
+            ``torchvision/NAME``, or a bare name, which is looked up in that order; or a module of
+            the user's own, which ``wrap`` takes.
         image_size: side of the largest view, pixels: networks with position embeddings need it.
         channels: channels of the input image.
         options: go to the network's constructor; ``stem="cifar"`` works for every ResNet.
@@ -46,8 +56,10 @@ def build(
     kwargs = dict(options or {})
     if library not in ("", "timm", "torchvision"):
         raise unknown("library of networks", library, ["timm", "torchvision"])
-    if not library and model in DEPTHS and not pretrained:
-        return _own(model, channels, kwargs)
+    if not library and not pretrained and model in DEPTHS:
+        return _resnet(model, channels, kwargs)
+    if not library and not pretrained and model in SIZES:
+        return _vit(model, image_size, channels, kwargs)
     if not library:
         library = _library_of(model)
     stem = kwargs.pop("stem", None)
@@ -63,14 +75,49 @@ def build(
         _cifar_stem(module, f"{library}/{model}")
     elif stem not in (None, "imagenet"):
         raise unknown("stem", str(stem), ["imagenet", "cifar"])
-    return wrap(module, torch.zeros(2, channels, image_size, image_size), norm=norm)
+    example = torch.zeros(2, channels, image_size, image_size)
+    if library == "timm" and _is_plain_vit(model):
+        return WrappedViT(module, example, norm)
+    return wrap(module, example, norm=norm)
 
 
-def default_options(name: str, image_size: int) -> dict[str, str]:
-    """Options that images of this size ask for: the CIFAR stem of a ResNet at 64 px or less."""
-    model = name.rpartition("/")[2]
-    small = image_size <= SMALL_IMAGE and model.split(".")[0] in DEPTHS
-    return {"stem": "cifar"} if small else {}
+def abilities(name: str) -> frozenset[str] | None:
+    """What a named network can do beyond features, without building it; None if unknown."""
+    library, _, model = name.rpartition("/")
+    if not library and model in DEPTHS:
+        return ResNet.can
+    if not library and model in SIZES:
+        return ViT.can
+    if library == "torchvision" or name.startswith("module:"):
+        return None
+    return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens"})
+
+
+def default_options(name: str, image_size: int) -> dict[str, int | str]:
+    """Options that images of this size ask for, and that the user may set.
+
+    The CIFAR stem of a ResNet at 64 px or less; for our ViTs the largest patch up to 16 px that
+    divides the image into 7 x 7 tokens or more.
+    """
+    library, _, model = name.rpartition("/")
+    if image_size <= SMALL_IMAGE and model.split(".")[0] in DEPTHS:
+        return {"stem": "cifar"}
+    if not library and model in SIZES:
+        fitting = [p for p in (2, 4, 7, 8, 14) if image_size % p == 0 and image_size >= 7 * p]
+        return {
+            "patch": 16 if image_size % 16 == 0 and image_size >= 112 else max(fitting, default=1)
+        }
+    return {}
+
+
+def shared_options(old: str, new: str, options: Options) -> dict[str, bool | int | float | str]:
+    """What stays of a recipe's options when its network ``old`` gives way to ``new``.
+
+    Among our ResNets, and among our ViTs, all but the sizes, which the name says; else nothing.
+    """
+    related = any(old in family and new in family for family in (DEPTHS, SIZES))
+    sizes = ("width", "depth", "heads", "patch")
+    return {key: value for key, value in options.items() if related and key not in sizes}
 
 
 def wrap(module: nn.Module, example: Tensor, *, norm: Norm = IMAGENET) -> Backbone:
@@ -132,6 +179,37 @@ class Wrapped(Backbone):
         return list(self.module.children())
 
 
+class WrappedViT(Wrapped):
+    """A plain vision transformer of timm's, whose tokens can be dropped and replaced."""
+
+    can = frozenset({"tokens", "keep", "replace"})
+
+    def __init__(self, module: nn.Module, example: Tensor, norm: Norm) -> None:
+        super().__init__(module, example, norm)
+        self.can = WrappedViT.can
+
+    def forward(
+        self, x: Tensor, *, keep: Tensor | None = None, replace: Replace | None = None
+    ) -> Features:
+        """Features of normalised images [B, C, S, S]; ``keep`` and ``replace`` as in ``ViT``."""
+        module: Any = self.module
+        rows, columns = module.patch_embed.dynamic_feat_size(x.shape[-2:])
+        x = module.patch_embed(x)  # [B, rows, columns, D] where it takes any size, else [B, N, D]
+        if replace is not None:
+            mask, token = replace
+            x = torch.where(mask.reshape(*x.shape[:-1], 1), token.to(x.dtype), x)
+        x = module._pos_embed(x)
+        prefix = module.num_prefix_tokens
+        if keep is not None:
+            first = x[:, :prefix].repeat_interleave(len(keep) // len(x), dim=0)
+            x = torch.cat([first, keep_tokens(x[:, prefix:], keep)], dim=1)
+        x = module.norm_pre(x)
+        for block in module.blocks:
+            x = block(x)
+        x = module.norm(x)
+        return Features(module.forward_head(x, pre_logits=True), x[:, prefix:], (rows, columns))
+
+
 def _as_features(y: Any) -> Features:
     if isinstance(y, Features):
         return y
@@ -150,15 +228,41 @@ def _square(tokens: Tensor) -> tuple[int, int]:
     return (side, side) if side * side == tokens.shape[1] else (tokens.shape[1], 1)
 
 
-def _own(name: str, channels: int, options: dict[str, Any]) -> Backbone:
-    legal = ("stem", "width", "zero_init")
-    for key in options:
+def _resnet(name: str, channels: int, options: dict[str, Any]) -> Backbone:
+    _check(name, options, ResNet, {"stem": ("imagenet", "cifar", "patch")})
+    return ResNet(name, channels=channels, **options)
+
+
+def _vit(name: str, image_size: int, channels: int, options: dict[str, Any]) -> Backbone:
+    words = {
+        "pool": ("cls", "mean"),
+        "positions": ("learnt", "mae", "mocov3"),
+        "init": ("normal", "xavier", "xavier_qkv"),
+    }
+    _check(name, options, ViT, words)
+    return ViT(name, image_size=image_size, channels=channels, **options)
+
+
+def _check(
+    name: str,
+    options: dict[str, Any],
+    network: type[Backbone],
+    words: Mapping[str, Sequence[str]],
+) -> None:
+    """Refuse options that a network of ours does not have, and words that they do not know."""
+    own = ("self", "name", "image_size", "channels")
+    legal = [key for key in inspect.signature(network.__init__).parameters if key not in own]
+    for key, value in options.items():
         if key not in legal:
             raise unknown(f"option of {name}", key, legal)
-    stem = options.get("stem", "imagenet")
-    if stem not in ("imagenet", "cifar", "patch"):
-        raise unknown("stem", str(stem), ["imagenet", "cifar", "patch"])
-    return ResNet(name, channels=channels, **options)
+        if key in words and value not in words[key]:
+            raise unknown(key, str(value), words[key])
+
+
+def _is_plain_vit(name: str) -> bool:
+    from timm.models import is_model_in_modules
+
+    return bool(is_model_in_modules(name.split(".")[0], {"vision_transformer", "deit"}))
 
 
 def _library_of(name: str) -> str:
@@ -171,7 +275,7 @@ def _library_of(name: str) -> str:
     tv = list_models()
     if name in tv:
         return "torchvision"
-    raise _unknown(name, [*DEPTHS, *timm.list_models(), *tv])
+    raise _unknown(name, [*DEPTHS, *SIZES, *timm.list_models(), *tv])
 
 
 def _unknown(name: str, legal: Iterable[str]) -> UsageError:
@@ -194,9 +298,10 @@ def _timm(
         "in_chans": channels,
         **options,
     }
-    # Transformers want the image size, and the plain ones can then take others; the rest take none.
+    # Transformers want the image size, and many can then take others too; the rest take none.
     extras: tuple[dict[str, Any], ...] = (
         {"img_size": size, "dynamic_img_size": True},
+        {"img_size": size, "strict_img_size": False},
         {"img_size": size},
     )
     module: Any

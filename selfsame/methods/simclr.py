@@ -18,9 +18,11 @@ from selfsame import dist
 from selfsame.backbones import SMALL_IMAGE
 from selfsame.errors import UsageError
 from selfsame.nn.heads import mlp
+from selfsame.nn.precision import unit, wide
 from selfsame.optim import Optim
-from selfsame.recipe import BackboneConfig, MethodConfig, Recipe, Scale
+from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.types import Backbone, Method, Output, Progress
+from selfsame.views.presets import small_scale
 from selfsame.views.spec import View
 
 NORM_EPS = 1e-6  # the authors keep the squared norm above 1e-12
@@ -40,11 +42,8 @@ def similarities(a: Tensor, b: Tensor, temperature: float, *, normalize: bool = 
     Returns:
         [N, M].
     """
-    dtype = torch.promote_types(a.dtype, torch.float32)
+    a, b = (unit(x, NORM_EPS) if normalize else wide(x) for x in (a, b))
     with torch.autocast(a.device.type, enabled=False):
-        a, b = a.to(dtype), b.to(dtype)
-        if normalize:
-            a, b = F.normalize(a, dim=-1, eps=NORM_EPS), F.normalize(b, dim=-1, eps=NORM_EPS)
         return a @ b.T / temperature
 
 
@@ -160,19 +159,13 @@ def recipe(scale: Scale, size: int) -> Recipe:
         source="arXiv 2002.05709, shortened",
         deviations=(
             "ResNet-18, batch 64 and AdamW: with little data and time, steps count",
-            "temperature 0.2, head 512 wide, crops of at least a fifth of the image",
+            "temperature 0.2, head 512 wide",
+            "crops of a fifth of the image or more (0.35 of small images)",
         ),
         batch_size=64,
         epochs=100,
         method=Settings(temperature=0.2, hidden=512),
         backbone=BackboneConfig(name="resnet18"),
-        optim=Optim(
-            name="adamw",
-            lr=2e-3,
-            scaling="sqrt",
-            reference_batch=64,
-            weight_decay=0.05,
-            warmup=5,
-        ),
-        views=(view.model_copy(update={"scale": (0.2, 1.0)}),),
+        optim=SMALL_OPTIM,
+        views=(view.model_copy(update={"scale": small_scale(size)}),),
     )

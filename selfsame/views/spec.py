@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from selfsame.config import Config
 
+SMALL_IMAGE = 64  # pixels: at or below this side, blur and a stem that shrinks lose the picture
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Strength = Annotated[float, Field(ge=0.0)]
 

@@ -15,6 +15,8 @@ OWN = [
     ("resnet10", 32, {"stem": "patch", "width": 16}),
     ("resnet18", 64, {"stem": "imagenet", "width": 16}),
     ("resnet50", 32, {"stem": "cifar", "width": 8}),
+    ("vit_tiny", 32, {"patch": 4, "depth": 2}),
+    ("vit_tiny", 32, {"patch": 8, "depth": 2, "pool": "mean", "pre_norm": False}),
 ]
 # one of each shape of timm's features: tokens with a class token, NCHW maps, NHWC maps
 TIMM = [
@@ -33,7 +35,7 @@ CASES = [*OWN, *TIMM, *TORCHVISION]
 @pytest.fixture(params=CASES, ids=lambda case: case[0])
 def built(request: pytest.FixtureRequest) -> tuple[backbones.Backbone, int]:
     name, size, options = request.param
-    options = {k: v for k, v in options.items() if v}
+    options = {k: v for k, v in options.items() if v != 0 or v is False}
     torch.manual_seed(0)
     return backbones.build(name, image_size=size, options=options), size
 
@@ -69,7 +71,7 @@ def test_it_says_what_it_is(built: tuple[backbones.Backbone, int]) -> None:
     assert len(backbone.norm.mean) == len(backbone.norm.std) == 3
     assert backbone.blocks()
     assert all(isinstance(block, nn.Module) for block in backbone.blocks())
-    assert backbone.can <= {"tokens", "maps", "keep", "replace"}
+    assert backbone.can <= {"tokens", "maps", "keep", "replace", "ffn"}
 
 
 @pytest.mark.parametrize("depth", ["resnet18", "resnet50"])
