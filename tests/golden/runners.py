@@ -8,6 +8,8 @@ of the precision. A two-rank runner is called on both ranks; what the ranks retu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,7 +162,7 @@ def align_uniform(a: Arrays, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-RUNNERS: dict[tuple[str, str], Runner] = {
+TABLE: dict[tuple[str, str], Runner] = {
     ("simclr", "ntxent"): ntxent,
     ("simclr", "ntxent_2rank"): ntxent_2rank,
     ("lars", "simclr_tf2"): lars_simclr,
@@ -175,3 +177,16 @@ RUNNERS: dict[tuple[str, str], Runner] = {
     ("rankme", "rankme"): effective_rank,
     ("align_uniform", "losses"): align_uniform,
 }
+
+# Every file runners_*.py next to this one holds a TABLE for a family of methods; SAMPLERS give
+# random masks: (hyper, n) -> bool [n, h, w], fresh draws, compared by their statistics; GIVEN names
+# expected arrays that a runner gets too, as they are choices of the authors' run (random seeds, the
+# signs of eigenvectors) and not results.
+RUNNERS = dict(TABLE)
+SAMPLERS: dict[tuple[str, str], Callable[[Mapping[str, Any], int], Tensor]] = {}
+GIVEN: dict[tuple[str, str], tuple[str, ...]] = {}
+for file in sorted(Path(__file__).parent.glob("runners_*.py")):
+    family = import_module(file.stem)
+    RUNNERS |= family.TABLE
+    SAMPLERS |= getattr(family, "SAMPLERS", {})
+    GIVEN |= getattr(family, "GIVEN", {})
