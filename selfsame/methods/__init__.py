@@ -14,6 +14,20 @@ from selfsame.types import Method
 
 METHODS: dict[str, str] = {
     "simclr": "selfsame.methods.simclr:SimCLR",
+    "moco": "selfsame.methods.moco:MoCo",
+    "mocov3": "selfsame.methods.mocov3:MoCoV3",
+    "swav": "selfsame.methods.swav:SwAV",
+    "deepcluster": "selfsame.methods.deepcluster:DeepCluster",
+    "deepclusterv2": "selfsame.methods.deepclusterv2:DeepClusterV2",
+    "byol": "selfsame.methods.byol:BYOL",
+    "simsiam": "selfsame.methods.simsiam:SimSiam",
+    "barlow_twins": "selfsame.methods.barlow_twins:BarlowTwins",
+    "vicreg": "selfsame.methods.vicreg:VICReg",
+    "mae": "selfsame.methods.mae:MAE",
+    "dino": "selfsame.methods.dino:DINO",
+    "ibot": "selfsame.methods.ibot:IBOT",
+    "dinov2": "selfsame.methods.dinov2:DINOv2",
+    "data2vec2": "selfsame.methods.data2vec2:Data2Vec2",
     "supervised": "selfsame.methods.supervised:Supervised",
 }
 

@@ -61,7 +61,14 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "pretrain simcrl {photos} --out {new}",
             "error: unknown method 'simcrl'\n"
-            "tip: did you mean 'simclr'? legal values: simclr, supervised\n",
+            "tip: did you mean 'simclr'? legal values: barlow_twins, byol, data2vec2, deepcluster, "
+            "deepclusterv2, dino, dinov2, ibot, mae, moco, mocov3, simclr, simsiam, supervised, "
+            "swav, vicreg\n",
+        ),
+        (
+            "pretrain mae {photos} --out {new} --backbone resnet18",
+            "error: mae needs a backbone that can leave tokens out, and resnet18 cannot\n"
+            "tip: --backbone vit_tiny works with mae; simclr and byol work with resnet18\n",
         ),
         (
             "pretrain simclr {photos}x --out {new}",

@@ -1,0 +1,52 @@
+"""Every method on every shape of network: it takes a step, or is refused with a pair that works."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import textures, tiny_recipe
+
+from selfsame import methods, plan
+from selfsame.errors import UsageError
+from selfsame.plan import Choices
+
+# what a network returns: a map, tokens with and without a class token, maps with channels last
+NETWORKS = {
+    "resnet10": {"stem": "patch", "width": 8},
+    "vit_tiny": {"width": 32, "depth": 2, "heads": 2, "patch": 8},
+    "timm/vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "timm/convnext_atto": {"output_stride": 16},
+    "timm/swin_tiny_patch4_window7_224": {"patch_size": 2, "window_size": 4, "embed_dim": 24},
+    "timm/mixer_s32_224": {},
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_step_or_a_reason(name: str, network: str) -> None:
+    recipe = tiny_recipe(name)
+    fixed_size = "mixer" in network
+    crops = len({view.size for view in recipe.views}) > 1
+    able = methods.find(name).needs <= (plan.backbones.abilities(network) or set())
+    backbone = recipe.backbone.model_copy(update={"name": network, "options": NETWORKS[network]})
+    recipe = recipe.model_copy(update={"backbone": backbone})
+
+    def build() -> tuple[plan.Plan, plan.Method]:
+        made = plan.make(name, textures(16), Choices(recipe=recipe), "cpu")
+        return made, made.build().train()
+
+    if not able or (fixed_size and crops):
+        with pytest.raises(UsageError) as caught:
+            build()
+        assert "vit_tiny" in str(caught.value.tip) or "vit_small" in str(caught.value.tip)
+        return
+    made, built = build()
+    with made.images:
+        batch = made.images.batch(torch.arange(8))
+        batch = batch._replace(label=torch.arange(8) % 4)
+        t = made.progress(0)
+        out = built(made.views(built, batch, 0), t)
+        out.loss.backward()
+        built.after_step(t, [out.carry])
+    assert torch.isfinite(out.loss)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in built.parameters())
