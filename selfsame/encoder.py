@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfsame import backbones, checkpoint, machine, methods
-from selfsame.backbones import SMALL_IMAGE
 from selfsame.data import Images, open_source
 from selfsame.errors import DataError, RunError, UsageError
 from selfsame.files import atomic
@@ -20,6 +19,7 @@ from selfsame.recipe import BackboneConfig
 from selfsame.run import RunDirectory
 from selfsame.types import Backbone, Batch, Features, Norm
 from selfsame.views import eval_view
+from selfsame.views.presets import eval_crop
 
 CARD = "card.json"
 WEIGHTS = "backbone.safetensors"
@@ -76,10 +76,10 @@ class Encoder(nn.Module):
         The network runs in float32 and evaluation mode, as the kNN protocols do, whatever
         precision it was trained in.
 
-        The centre square of each image is resized to ``image_size``: seven eighths of the shorter
-        side (as 224 of 256), all of it for small images, whose borders are part of the picture.
+        The centre square of each image, as large as ``eval_crop`` says, is resized to
+        ``image_size``.
         """
-        crop = 1.0 if self.image_size <= SMALL_IMAGE else 0.875
+        crop = eval_crop(self.image_size)
         x = eval_view(images.to(self.device), sizes, self.image_size, self.norm, crop)
         x = x.contiguous(memory_format=torch.channels_last)
         was_training = self.training

@@ -256,15 +256,18 @@ def clip(module: nn.Module, optim: Optim) -> Tensor:
     """Bound the gradients of ``module`` in place; the norm of the whole gradient before that."""
     parameters = [p for p in module.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if optim.clip_norm is not None:
-        parts: list[list[nn.Parameter]] = [parameters]
-        if optim.clip == "tensor":
-            parts = [[p] for p in parameters]
-        elif optim.clip == "module":
-            parts = [list(part.parameters()) for part in module.children()]
-            parts.append(list(module.parameters(recurse=False)))
-        for part in parts:
-            nn.utils.clip_grad_norm_(part, optim.clip_norm)
+    if optim.clip_norm is None:
+        return norm
+    if optim.clip == "global":
+        nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
+        return norm
+    if optim.clip == "tensor":
+        parts = [[p] for p in parameters]
+    else:
+        parts = [list(part.parameters()) for part in module.children()]
+        parts.append(list(module.parameters(recurse=False)))
+    for part in parts:
+        nn.utils.clip_grad_norm_(part, optim.clip_norm)
     return norm
 
 

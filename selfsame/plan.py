@@ -19,6 +19,7 @@ from selfsame.rng import key
 from selfsame.run import RunDirectory
 from selfsame.types import Backbone, Batch, Method, Progress, Source
 from selfsame.views import eval_view, make_views
+from selfsame.views.presets import eval_crop
 
 MANY_IMAGES = 200_000  # at or above this many, the paper's recipe is the default
 MIN_SIZE = 8  # pixels
@@ -123,12 +124,11 @@ class Plan:
     def sweep(self, method: Method) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order and without augmentation, as ``before_epoch`` takes them."""
         norm, size = method.encoder().norm, self.recipe.image_size
-        crop = 1.0 if size <= backbones.SMALL_IMAGE else 0.875
         for start in range(0, len(self.images), self.recipe.batch_size):
             index = torch.arange(start, min(start + self.recipe.batch_size, len(self.images)))
             batch = self.images.batch(index)
             images = batch.images.to(self.device, non_blocking=True)
-            yield index, eval_view(images, batch.sizes, size, norm, crop)
+            yield index, eval_view(images, batch.sizes, size, norm, eval_crop(size))
 
     def describe(self, method: Method | None = None) -> list[str]:
         """The plan in lines, for people, before the first step."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsame.nn.precision import wide
+
 
 def rankme(z: Tensor, eps: float = 1e-7) -> Tensor:
     """Effective rank: the exponential of the entropy of the normalised singular values.
@@ -23,7 +25,7 @@ def rankme(z: Tensor, eps: float = 1e-7) -> Tensor:
     Returns:
         [] between 1 (collapsed to a line) and min(N, D).
     """
-    sigma = torch.linalg.svdvals(_wide(z))
+    sigma = torch.linalg.svdvals(wide(z))
     p = sigma / sigma.sum() + eps
     entropy: Tensor = -(p * p.log()).sum()
     return entropy.exp()
@@ -41,7 +43,7 @@ def feature_std(z: Tensor) -> tuple[Tensor, float]:
         The deviation, [], and its reference ``1 / sqrt(D)``, the value of isotropic features. Near
         0 is collapse; below a tenth of the reference it is certain, above half it is healthy.
     """
-    return F.normalize(_wide(z), dim=-1).std(dim=0, correction=0).mean(), z.shape[1] ** -0.5
+    return F.normalize(wide(z), dim=-1).std(dim=0, correction=0).mean(), z.shape[1] ** -0.5
 
 
 def align(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
@@ -57,7 +59,7 @@ def align(x: Tensor, y: Tensor, alpha: float = 2) -> Tensor:
     Returns:
         [] from 0; less is better.
     """
-    distance: Tensor = torch.linalg.vector_norm(_wide(x) - _wide(y), dim=1)
+    distance: Tensor = torch.linalg.vector_norm(wide(x) - wide(y), dim=1)
     return distance.pow(alpha).mean()
 
 
@@ -74,8 +76,4 @@ def uniform(x: Tensor, t: float = 2) -> Tensor:
     Returns:
         [] at most 0; less is better.
     """
-    return torch.pdist(_wide(x)).square().mul(-t).exp().mean().log()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.pdist(wide(x)).square().mul(-t).exp().mean().log()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsame.evals.check import check_features
+from selfsame.nn.precision import wide
 
 L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 RIDGE = 1e-3  # of the preconditioner, where there are fewer images than channels
@@ -75,7 +76,7 @@ def fit_probe(
         l2s: Strengths to try.
         seed: Of the split.
     """
-    x = train_x.to(torch.promote_types(train_x.dtype, torch.float32))
+    x = wide(train_x)
     std, mean = torch.std_mean(x, dim=0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     x = (x - mean) / std

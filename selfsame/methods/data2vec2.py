@@ -31,11 +31,10 @@ from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, S
 from selfsame.rng import uniforms
 from selfsame.schedule import linear
 from selfsame.types import Backbone, Method, Output, Progress
-from selfsame.views.masks import inverse_block_count, inverse_block_masks, visible_tokens
+from selfsame.views.masks import OP_MASK, inverse_block_count, inverse_block_masks, visible_tokens
 from selfsame.views.spec import View
 
 Norm = Literal["instance", "batch", "layer"]
-OP_MASK = 1  # of the first mask of an image; mask m takes OP_MASK + m
 STD_EPS = 1e-6
 
 
@@ -176,7 +175,7 @@ class Data2Vec2(Method):
         shape = (config.mask_ratio, config.mask_block, config.mask_adjust)
         _, numbers = inverse_block_count(grid, *shape)
         u = [
-            uniforms(seed, epoch, index.cpu(), view, OP_MASK + m, numbers)
+            uniforms(seed, epoch, index.cpu(), view, OP_MASK + m, numbers)  # mask m of the image
             for view in range(count)
             for m in range(config.masks)
         ]

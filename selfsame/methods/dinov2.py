@@ -30,6 +30,7 @@ from selfsame.nn.selfdistill import (
     masked_places,
     patch_loss,
     resting,
+    see_masked,
     teacher_probabilities,
     teacher_temperature,
     update_center,
@@ -38,7 +39,7 @@ from selfsame.nn.sinkhorn import sinkhorn
 from selfsame.optim import Optim
 from selfsame.recipe import BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.types import Backbone, Method, Output, Progress, Rate
-from selfsame.views.masks import Draws, block_masks
+from selfsame.views.masks import Draws, block_masks, masked_shares
 from selfsame.views.presets import local_size
 
 KOLEO_EPS = 1e-8
@@ -162,10 +163,8 @@ class DINOv2(Method):
         assert self.backbone.stride is not None
         grid = height // self.backbone.stride, width // self.backbone.stride
         draws = Draws(seed, epoch, index, count)
-        everyone = np.arange(draws.count)
-        chosen = draws.uniform(everyone, 0.0, 1.0) < self.config.mask_probability
-        ratio = draws.uniform(everyone, *self.config.mask_ratio)
-        target = np.where(chosen, np.floor(ratio * grid[0] * grid[1]), 0.0)
+        share = masked_shares(draws, self.config.mask_probability, self.config.mask_ratio)
+        target = np.floor(share * grid[0] * grid[1])
         masks = block_masks(draws, target, grid, smallest=4, largest=0.5 * grid[0] * grid[1])
         return {"mask": masks.view(count, batch, -1)}
 
@@ -175,18 +174,17 @@ class DINOv2(Method):
         Metrics: the teacher's entropy and the student's divergence from it, on class tokens, the
         loss of the masked patches and KoLeo, unweighted.
         """
-        config, local = self.config, views.get("local")
+        config = self.config
         x, mask = views["global"].flatten(0, 1), views["mask"].flatten(0, 1)
         shape, places = views["global"].shape[:2], masked_places(mask)
-        features = self.backbone(x, replace=(mask, self.mask_token[0]))
+        features, pooled = see_masked(
+            self.backbone, x, mask, self.mask_token[0], views.get("local")
+        )
         assert features.tokens is not None
-        pooled = [features.pooled]
-        if local is not None:
-            pooled.append(self.backbone(local.flatten(0, 1)).pooled)
-        student = self.head(torch.cat(pooled)).unflatten(0, (-1, shape[1]))  # [V, B, K]
+        student = self.head(pooled).unflatten(0, (-1, shape[1]))  # [V, B, K]
         student_patch = (self.patch_head or self.head)(features.tokens.flatten(0, 1)[places])
         spread = torch.stack(
-            [koleo(z) for z in features.pooled.unflatten(0, shape)[: config.koleo_views]]
+            [koleo(z) for z in features.pooled.view(*shape, -1)[: config.koleo_views]]
         ).sum()
 
         with torch.no_grad():

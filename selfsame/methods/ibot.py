@@ -25,13 +25,14 @@ from selfsame.nn.selfdistill import (
     masked_places,
     patch_loss,
     resting,
+    see_masked,
     teacher_probabilities,
     teacher_temperature,
     update_center,
 )
 from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.types import Backbone, Method, Output, Progress
-from selfsame.views.masks import Draws, block_masks, scattered_masks
+from selfsame.views.masks import Draws, block_masks, masked_shares, scattered_masks
 from selfsame.views.presets import local_size, small_scale
 
 
@@ -127,12 +128,9 @@ class IBOT(Method):
         assert self.backbone.stride is not None
         grid = height // self.backbone.stride, width // self.backbone.stride
         draws = Draws(seed, epoch, index, count)
-        everyone = np.arange(draws.count)
-        chosen = draws.uniform(everyone, 0.0, 1.0) < self.config.mask_probability
-        ratio = draws.uniform(everyone, *self.config.mask_ratio)
-        chosen &= epoch >= self.config.mask_start
-        target = np.where(chosen, ratio * grid[0] * grid[1], 0.0)
-        masks = ibot_masks(draws, target, grid, self.config.mask_shape)
+        share = masked_shares(draws, self.config.mask_probability, self.config.mask_ratio)
+        share *= epoch >= self.config.mask_start
+        masks = ibot_masks(draws, share * grid[0] * grid[1], grid, self.config.mask_shape)
         return {"mask": masks.view(count, batch, -1)}
 
     def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
@@ -141,15 +139,14 @@ class IBOT(Method):
         The student sees the global views masked and the local ones whole; the teacher sees the
         global ones whole. Metrics: as DINO's, and the loss of the masked patches.
         """
-        config, local = self.config, views.get("local")
+        config = self.config
         x, mask = views["global"].flatten(0, 1), views["mask"].flatten(0, 1)
         shape, places = views["global"].shape[:2], masked_places(mask)
-        features = self.backbone(x, replace=(mask, self.mask_token[0]))
+        features, pooled = see_masked(
+            self.backbone, x, mask, self.mask_token[0], views.get("local")
+        )
         assert features.tokens is not None
-        pooled = [features.pooled]
-        if local is not None:
-            pooled.append(self.backbone(local.flatten(0, 1)).pooled)
-        student = self.head(torch.cat(pooled)).unflatten(0, (-1, shape[1]))  # [V, B, K]
+        student = self.head(pooled).unflatten(0, (-1, shape[1]))  # [V, B, K]
         student_patch = self.head.patches(self.head.embed(features.tokens.flatten(0, 1)[places]))
 
         with torch.no_grad():

@@ -22,10 +22,9 @@ from selfsame.optim import Optim
 from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.rng import uniforms
 from selfsame.types import Backbone, Method, Output, Progress
-from selfsame.views.masks import visible_tokens
+from selfsame.views.masks import OP_MASK, visible_tokens
 from selfsame.views.spec import View
 
-OP_MASK = 1  # what the uniform numbers of an image are for, beside its views
 TARGET_EPS = 1e-6
 
 

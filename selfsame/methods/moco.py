@@ -29,8 +29,7 @@ from selfsame.nn.shuffle import in_groups, shuffle, unshuffle
 from selfsame.optim import Optim
 from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.types import Backbone, Method, Output, Progress
-from selfsame.views.presets import small_scale
-from selfsame.views.spec import View
+from selfsame.views.presets import mocov2_view, small_scale
 
 
 def similarities(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -157,18 +156,7 @@ def recipe(scale: Scale, size: int) -> Recipe:
     ``optim.schedule=step`` and ``optim.milestones=[0.6,0.8]`` (its grayscale comes before the
     jitter, ours after it).
     """
-    small = size <= SMALL_IMAGE
-    view = View(
-        count=2,
-        size=size,
-        scale=(0.2, 1.0),
-        interpolation="bilinear",
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.1,
-        blur=0.0 if small else 0.5,
-    )
+    view = mocov2_view(size)
     if scale == "paper":
         return Recipe(
             source="arXiv 2003.04297, 200 epochs; arXiv 1911.05722, section 3.3; "
@@ -181,7 +169,7 @@ def recipe(scale: Scale, size: int) -> Recipe:
             ),
             batch_size=256,
             epochs=200,
-            canvas=None if small else 512,
+            canvas=None if size <= SMALL_IMAGE else 512,
             method=Settings(),
             backbone=BackboneConfig(name="resnet50", options={"zero_init": False}),
             optim=Optim(name="sgd", lr=0.03, weight_decay=1e-4, exclude_1d=False, warmup=0),

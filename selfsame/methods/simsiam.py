@@ -20,8 +20,7 @@ from selfsame.nn.precision import wide
 from selfsame.optim import Optim
 from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.types import Backbone, Method, Output, Progress, Rate
-from selfsame.views.presets import small_scale
-from selfsame.views.spec import View
+from selfsame.views.presets import mocov2_view, small_scale
 
 
 def D(p: Tensor, z: Tensor) -> Tensor:  # noqa: N802
@@ -98,17 +97,7 @@ class SimSiam(Method):
 
 def recipe(scale: Scale, size: int) -> Recipe:
     """The paper's ImageNet recipe, and one for tens of thousands of small images."""
-    view = View(
-        count=2,
-        size=size,
-        scale=(0.2, 1.0),
-        interpolation="bilinear",
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.1,
-        blur=0.0 if size <= SMALL_IMAGE else 0.5,
-    )
+    view = mocov2_view(size)
     if scale == "paper":
         return Recipe(
             source="arXiv 2011.10566: section 3, appendix A; facebookresearch/simsiam",

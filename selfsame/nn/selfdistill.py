@@ -15,7 +15,7 @@ from torch import Tensor
 from selfsame import dist, schedule
 from selfsame.errors import UsageError
 from selfsame.nn.precision import wide
-from selfsame.types import Progress
+from selfsame.types import Backbone, Features, Progress
 
 RAMP_SHARE = 0.3  # of a run: the largest that the papers have, 30 of 100 epochs in DINOv2
 REST_SHARE = 0.1  # of a run, that the last layer rests at most
@@ -33,6 +33,28 @@ def multi_crop(network: Callable[[Tensor], Tensor], crops: Sequence[Tensor]) -> 
     """
     groups = [list(group) for _, group in groupby(crops, key=lambda crop: crop.shape[-1])]
     return torch.cat([network(torch.cat(group)) for group in groups])
+
+
+def see_masked(
+    backbone: Backbone, x: Tensor, mask: Tensor, token: Tensor, local: Tensor | None
+) -> tuple[Features, Tensor]:
+    """What a student sees that learns from masked views: iBOT's and DINOv2's.
+
+    Args:
+        backbone: Can replace patches.
+        x: [G * B, C, S, S], the global views.
+        mask: bool [G * B, N], the patches that are hidden.
+        token: [D], what stands in their place.
+        local: [L, B, C, s, s], local views, which stay whole; or None.
+
+    Returns:
+        The features of the masked global views, and pooled features of all views, [V * B, D], the
+        global ones first.
+    """
+    features: Features = backbone(x, replace=(mask, token))
+    if local is None:
+        return features, features.pooled
+    return features, torch.cat([features.pooled, backbone(local.flatten(0, 1)).pooled])
 
 
 def teacher_probabilities(logits: Tensor, center: Tensor, temperature: float) -> Tensor:

@@ -53,6 +53,19 @@ class Draws:
         return torch.cat(tables).numpy()
 
 
+def masked_shares(draws: Draws, probability: float, ratio: tuple[float, float]) -> Array:
+    """Share of its patches that each mask hides, [n]: from U(ratio), or 0 for a view left whole.
+
+    Args:
+        draws: Numbers for n masks.
+        probability: That a view is masked at all.
+        ratio: low, high.
+    """
+    everyone = np.arange(draws.count)
+    chosen = draws.uniform(everyone, 0.0, 1.0) < probability
+    return np.where(chosen, draws.uniform(everyone, *ratio), 0.0)
+
+
 def block_masks(
     draws: Draws,
     target: Array,

@@ -7,6 +7,21 @@ from typing import Literal
 from selfsame.views.spec import SMALL_IMAGE, View
 
 
+def mocov2_view(size: int) -> View:
+    """MoCo v2's augmentation (arXiv 2003.04297, section 2), twice: SimSiam uses it too."""
+    return View(
+        count=2,
+        size=size,
+        scale=(0.2, 1.0),
+        interpolation="bilinear",
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        blur=0.0 if size <= SMALL_IMAGE else 0.5,
+    )
+
+
 def asymmetric_views(
     size: int, interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 ) -> tuple[View, View]:
@@ -26,6 +41,14 @@ def asymmetric_views(
         blur=1.0 * blurred,
     )
     return first, first.model_copy(update={"blur": 0.1 * blurred, "solarize": 0.2})
+
+
+def eval_crop(size: int) -> float:
+    """Side of the square that ``eval_view`` cuts, over the shorter side of the image.
+
+    Seven eighths (as 224 of 256), and all of small images, whose borders are part of the picture.
+    """
+    return 1.0 if size <= SMALL_IMAGE else 0.875
 
 
 def local_size(size: int, share: float) -> int:
