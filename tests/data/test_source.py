@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from selfsame.data import Subset, decode, open_labelled, open_source
-from selfsame.data.folder import FolderSource
+from selfsame.data.folder import FileSource
 from selfsame.errors import DataError, SelfsameError, UsageError
 from selfsame.types import Source
 
@@ -71,10 +71,11 @@ def test_what_is_skipped_and_what_is_counted(make_folder: Folder) -> None:
     (root / "README").write_text("hello")
     (root / "a/again").symlink_to(root)  # a loop
     (root / "b/loop").symlink_to(root / "b")
-    source = open_source(root)
-    assert isinstance(source, FolderSource)
+    notes: list[str] = []
+    source = open_source(root, notes)
+    assert isinstance(source, FileSource)
     assert source.names == ["a/00.png", "a/01.png", "b/00.png"]
-    assert source.others == {".txt": 1, "(none)": 1}
+    assert notes == ["other files ignored: 1 (none), 1 .txt"]
 
 
 def test_a_link_to_another_folder_is_followed(make_folder: Folder) -> None:
@@ -108,6 +109,14 @@ def test_folders_of_the_same_name_stay_apart(make_folder: Folder) -> None:
         "1-x/00.png",
         "1-x/01.png",
     ]
+    assert source.labels is None
+    (one / "y").mkdir()
+    shutil.copy(one / "x/00.png", one / "y")
+    source = open_source([one / "x", two / "x", one / "y"])
+    assert source.classes == ["x", "y"]  # the two folders are one class
+    source = open_source([str(one / "*/*.png"), str(two / "*/*.png")])
+    assert len({source.name(i) for i in range(5)}) == 5
+    assert source.classes == ["x", "y"]
 
 
 def test_one_image_file(make_folder: Folder) -> None:
@@ -138,17 +147,17 @@ def test_a_missing_path_names_its_neighbour(make_folder: Folder) -> None:
 
 
 def test_folders_without_images(tmp_path: Path) -> None:
-    assert str(refused(tmp_path)) == f"no image in '{tmp_path}': the folder is empty"
+    assert str(refused(tmp_path)) == f"no image in '{tmp_path}': it is empty"
     for k in range(12):
-        (tmp_path / f"{k}.{'txt' if k else 'csv'}").write_text("x")
+        (tmp_path / f"{k}.{'md' if k else 'csv'}").write_text("x")
     error = refused(tmp_path)
     assert str(error) == (
         f"no image in '{tmp_path}': found 12 files, none is an image; "
-        "extensions seen: .txt (11), .csv (1)"
+        "extensions seen: .md (11), .csv (1)"
     )
 
 
-@pytest.mark.parametrize(("name", "tip"), [("a.HEIC", "convert the files"), ("a.tar", "unpack")])
+@pytest.mark.parametrize(("name", "tip"), [("a.HEIC", "convert the files"), ("a.tar.7z", "unpack")])
 def test_tips_for_folders_without_images(tmp_path: Path, name: str, tip: str) -> None:
     (tmp_path / name).write_text("x")
     error = refused(tmp_path)
@@ -157,7 +166,7 @@ def test_tips_for_folders_without_images(tmp_path: Path, name: str, tip: str) ->
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
+    path = tmp_path / "notes.md"
     path.write_text("x")
     assert str(refused(path)) == f"'{path}' is not an image file"
     assert ".jpg" in str(refused(path).tip)
@@ -211,10 +220,9 @@ def test_shapes(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...
 @pytest.mark.parametrize(
     ("array", "message", "tip"),
     [
-        (np.zeros((4, 8, 8)), "type float64; images are uint8", "(x * 255).round()"),
-        (np.zeros((4, 8, 8), np.uint16), "type uint16; images are uint8", "x // 257"),
-        (np.zeros((4, 8, 8), bool), "type bool; images are uint8", "* 255"),
-        (np.zeros((4, 8, 8), np.int64), "type int64; images are uint8", "astype('uint8')"),
+        (np.zeros((4, 8, 8), complex), "type complex128; images are integers", "numpy.abs"),
+        (np.zeros((4, 8, 8), object), "type object; images are integers", "numpy.stack"),
+        (np.zeros((2, 80, 80, 65), np.uint8), "65 channels", "64 or fewer"),
         (np.zeros((8, 8, 3), np.uint8), "one image, or a set of narrow ones?", "x[None]"),
         (np.zeros((4, 3, 8, 3), np.uint8), "which axis are the channels?", "PIL images"),
         (np.zeros((4, 8, 8, 8), np.uint8), "which axis are the channels?", "PIL images"),
@@ -441,7 +449,9 @@ def test_labels_of_a_data_set() -> None:
 @pytest.mark.parametrize(
     ("spec", "message", "tip"),
     [
-        (Items([torch.zeros(3, 8, 8)]), "type float32; images are uint8", "ToTensor"),
+        (Items([torch.zeros(3, 8, 8) - 1]), "values in -1..0; images are uint8", "Normalize"),
+        (Items([torch.zeros(3, 8, 8).int()]), "type int32; images are uint8", "astype"),
+        (Items([{"x1": 3}]), "have the keys x1; none is known", "name the image"),
         (Items([3]), "items of the data set are int", "a PIL image or an array"),
         (Items([]), "the data set is empty", "at least one"),
         ([], "an empty list", "list directories"),
