@@ -33,6 +33,10 @@ class DataError(SelfsameError):
     exit_code = 2
 
 
+class Unreadable(SelfsameError):  # noqa: N818
+    """One picture that cannot be decoded; the message is a short reason."""
+
+
 class RunError(SelfsameError):
     """A run that failed while going: non-finite loss, a full disk, a broken checkpoint."""
 

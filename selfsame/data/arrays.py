@@ -15,11 +15,12 @@ from selfsame.errors import DataError
 
 _IMAGES = ("images", "image", "x", "data")
 _LABELS = ("labels", "label", "y", "targets")
+MAX_CHANNELS = 64
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is present is used
 
 
 class ArraySource:
-    """Images of one size: uint8 [N, H, W, C], in memory or mapped from a file."""
+    """Images of one size: [N, H, W, C] of any type of number, in memory or mapped from a file."""
 
     def __init__(
         self,
@@ -41,12 +42,13 @@ class ArraySource:
         return f"{self.title}[{i}]"
 
     def read(self, i: int) -> np.ndarray:
-        """Pixels, uint8 [H, W, C]."""
+        """Raw pixels [H, W, C], in the type of the array."""
         return np.asarray(self.images[i])
 
     def fingerprint(self) -> str:
         """Hash of all pixels and labels."""
-        digest = hashlib.sha256(repr(self.images.shape).encode())
+        kind = "" if self.images.dtype == np.uint8 else self.images.dtype.str
+        digest = hashlib.sha256(f"{self.images.shape}{kind}".encode())
         for start in range(0, len(self), 1024):  # a mapped file may be larger than memory
             digest.update(self.images[start : start + 1024].tobytes())
         if self.labels is not None:
@@ -90,7 +92,7 @@ def array_sources(parts: Sequence[Arrays], classes: Sequence[str] | None) -> lis
 
 
 def open_array(array: np.ndarray, title: str = "array") -> ArraySource:
-    """Open one array of images: uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]."""
+    """Open one array of images: numbers or booleans [N, H, W], [N, H, W, C] or [N, C, H, W]."""
     return array_sources([Arrays(title, array, None)], None)[0]
 
 
@@ -145,16 +147,12 @@ def _shape(file: Mapping[str, np.ndarray], key: str) -> str:
 
 
 def _images(part: Arrays) -> np.ndarray:
-    """Check one array of images and view it as uint8 [N, H, W, C]."""
+    """Check one array of images and view it as [N, H, W, C]."""
     title, array = part.title, part.images
-    if array.dtype != np.uint8:
-        how = {
-            "f": "(x * 255).round().astype('uint8') if its values are in 0..1",
-            "b": "x.astype('uint8') * 255",
-            "u": "(x // 257).astype('uint8') if it is 16-bit, x.astype('uint8') if it is 8-bit",
-        }.get(array.dtype.kind, "x.astype('uint8') if its values are in 0..255")
+    if array.dtype.kind not in "buif":
         raise DataError(
-            f"'{title}' has type {array.dtype}; images are uint8", tip=f"convert it first: {how}"
+            f"'{title}' has type {array.dtype}; images are integers, floats or booleans",
+            tip="convert it first: numpy.abs(x) of complex values, numpy.stack(list) of objects",
         )
     if array.ndim not in (3, 4) or array.size == 0:
         raise DataError(
@@ -175,14 +173,22 @@ def channels_last(array: np.ndarray, title: str) -> np.ndarray:
     """View [N, H, W, C] or [N, C, H, W] as [N, H, W, C]: the channels are the shortest axis.
 
     Raises:
-        DataError: The shape does not say which axis the channels are.
+        DataError: The shape does not say which axis the channels are, or there are too many.
     """
     _, first, middle, last = array.shape
     if not (first <= 4 and last <= 4):
+        found = None
         if last < first and last < middle:
-            return array
-        if first < last and first < middle:
-            return array.transpose(0, 2, 3, 1)
+            found = array
+        elif first < last and first < middle:
+            found = array.transpose(0, 2, 3, 1)
+        if found is not None and found.shape[3] <= MAX_CHANNELS:
+            return found
+        if found is not None:
+            raise DataError(
+                f"'{title}' has shape {list(array.shape)}: {found.shape[3]} channels",
+                tip=f"keep {MAX_CHANNELS} or fewer, or give each as an image of its own",
+            )
     raise DataError(
         f"'{title}' has shape {list(array.shape)}: which axis are the channels?",
         tip="pad the images, or wrap them in a data set whose items are PIL images",

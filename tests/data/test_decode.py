@@ -1,40 +1,22 @@
 from __future__ import annotations
 
-import csv
 import io
-import os
 import struct
-import tarfile
 import time
 import tracemalloc
 import warnings
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from written import file, photo, png
 
-from selfsame.data.decode import MAX_PIXELS, Unreadable, decode, picture_size
+from selfsame.data.decode import Unreadable, decode, picture_size
+from selfsame.data.picture import MAX_PIXELS
 
 RNG = np.random.default_rng(0)
-
-
-def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def photo(width: int = 60, height: int = 40) -> Image.Image:
-    """A smooth picture, which JPEG keeps well."""
-    y, x = np.mgrid[0:height, 0:width]
-    return Image.fromarray(
-        np.stack(
-            [x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1
-        ).astype(np.uint8)
-    )
 
 
 def hwc(data: bytes | np.ndarray, canvas: int = 64, channels: int = 3) -> np.ndarray:
@@ -152,6 +134,82 @@ def test_float_nan_is_refused() -> None:
         decode(file(image, "TIFF"), canvas=8)
 
 
+def test_every_16_bit_value_of_png() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.rint(values / 257).astype(np.uint8)
+    three = np.stack([values, values[::-1], values.T], -1)
+    wanted = np.stack([expected, expected[::-1], expected.T], -1)
+    opaque = np.full_like(values, 65535)
+    assert (decode(png(values, 16, 0), canvas=256, channels=1)[0] == expected).all()
+    assert (hwc(png(three, 16, 2), 256) == wanted).all()
+    assert (hwc(png(np.dstack([three, opaque]), 16, 6), 256) == wanted).all()
+    alpha = png(np.dstack([values, opaque]), 16, 4)
+    assert (decode(alpha, canvas=256, channels=1)[0] == expected).all()
+    raw = decode(png(np.dstack([values, values.T]), 16, 4), canvas=256, channels=2)
+    assert (raw == np.stack([expected, expected.T])).all()
+
+
+def test_12_bit_values_in_png_of_several_channels() -> None:
+    values = RNG.integers(0, 4096, (9, 7, 3)).astype(np.uint16)
+    expected = np.rint(values / 4095 * 255).transpose(2, 0, 1)
+    assert (decode(png(values, 16, 2), canvas=16, levels=(0, 4095)) == expected).all()
+    clear = np.dstack([values, np.full((9, 7, 1), 65535, np.uint16)])
+    clear[0, 0, 3] = 0
+    got = decode(png(clear, 16, 6), canvas=16, levels=(0, 4095))
+    assert (got[:, 0, 0] == 255).all()  # opacity has its own range
+    assert (got[:, 1:] == expected[:, 1:]).all()
+
+
+def test_transparent_colours_of_png_of_every_depth() -> None:
+    for bits, rows in ((1, 0b01 << 6), (2, 0b0001 << 4), (4, 0x01)):
+        for key in (0, 1):
+            shown = [0, 255 // (2**bits - 1)]
+            shown[key] = 255
+            row = np.array([[rows]], np.uint8)
+            data = png(row, bits, 0, (b"tRNS", struct.pack(">H", key)), width=2)
+            assert decode(data, canvas=8, channels=1).tolist() == [[shown]], (bits, key)
+    gray = np.array([[1000, 1001]], np.uint16)
+    data = png(gray, 16, 0, (b"tRNS", struct.pack(">H", 1000)))
+    assert decode(data, canvas=8, channels=1).tolist() == [[[255, 4]]]
+    rgb = np.array([[[1000, 0, 0], [1001, 0, 0]]], np.uint16)  # the same high bytes
+    data = png(rgb, 16, 2, (b"tRNS", struct.pack(">3H", 1000, 0, 0)))
+    assert hwc(data).tolist() == [[[255, 255, 255], [4, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "levels", "expected"),
+    [
+        (np.array([[0, 2048, 4095]], np.uint16), (0, 4095), [0, 128, 255]),
+        (np.array([[0, 2048, 4096]], np.uint16), (0, 4095), [0, 128, 255]),  # its own range
+        (np.array([[100, 200]], np.uint16), (0, 4095), [6, 12]),
+        (np.array([[-1000, 0, 1000]], np.int16), (-1000, 3000), [0, 64, 128]),
+        (np.array([[0.0, 25.0]], np.float32), (0, 50), [0, 128]),
+        (np.array([[7, 9]], np.uint8), (0, 4095), [7, 9]),  # 8 bits are taken as they are
+        (np.array([[False, True]]), (0, 4095), [0, 255]),
+        (np.array([[0, 127]], np.int8), None, [0, 127]),
+        (np.array([[0, 2**32 - 1]], np.uint32), None, [0, 255]),
+        (np.array([[-1e308, 0.9e308]]), None, "holds NaN or infinity"),
+        (np.array([[1j]]), None, "pixels of type complex128 are not numbers"),
+    ],
+)
+def test_levels(
+    values: np.ndarray, levels: tuple[float, float] | None, expected: list[int] | str
+) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(Unreadable, match=expected):
+            decode(values, canvas=8, channels=1, levels=levels)
+    else:
+        got = decode(values, canvas=8, channels=1, levels=levels)
+        assert got.tolist() == [[expected]]
+
+
+def test_opacity_of_deep_arrays_has_its_own_range() -> None:
+    pixels = np.array([[[1000, 2000, 4000, 65535], [1000, 2000, 4000, 0]]], np.uint16)
+    got = hwc(pixels.copy(), 8)
+    assert got.tolist() == [[[4, 8, 16], [255, 255, 255]]]
+    assert decode(pixels, canvas=8, levels=(0, 4000))[:, 0, 0].tolist() == [64, 128, 255]
+
+
 def test_cmyk() -> None:
     inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255]]], np.uint8)
     got = hwc(file(Image.frombytes("CMYK", (4, 1), inks.tobytes()), "TIFF"))
@@ -241,24 +299,36 @@ def test_reduction_is_antialiased() -> None:
     assert np.abs(got.astype(int) - 128).max() < 24
 
 
+@pytest.mark.parametrize(
+    ("size", "canvas"), [((500, 375), 448), ((500, 375), 100), ((333, 500), 31), ((9, 700), 64)]
+)
+def test_reduction_is_that_of_pillow(size: tuple[int, int], canvas: int) -> None:
+    """Within 2 levels: of 16 million values of photos, 0.4 % were 1 apart, 13 values 2.
+
+    Pictures more than about twice as high as wide are scaled in the other order by Pillow: 18 %
+    of 8 million values 1 apart, 0.004 % 2 to 6, where it cuts overshoots off between the passes.
+    """
+    image = photo(*size)
+    pixels = np.asarray(image).astype(int) + RNG.integers(-20, 20, (size[1], size[0], 3))
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    scale = canvas / max(size)
+    wanted = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    for source in (pixels, pixels[..., 0], np.dstack([pixels, pixels])):
+        channels = 1 if source.ndim == 2 else source.shape[2]
+        got = decode(source, canvas=canvas, channels=channels)
+        for plane, c in zip(got, range(channels), strict=True):
+            one = Image.fromarray(np.ascontiguousarray(np.atleast_3d(source)[..., c]))
+            expected = np.asarray(one.resize(wanted, Image.Resampling.BICUBIC)).astype(int)
+            apart = np.abs(plane - expected)
+            assert apart.max() <= 2
+            assert (apart > 1).mean() < 0.001
+
+
 def test_scaled_jpeg_decoding_agrees_with_full_decoding() -> None:
     image = photo(640, 480)
     data = file(image, "JPEG", quality=95)
     full = np.asarray(Image.open(io.BytesIO(data)).resize((96, 72), Image.Resampling.BICUBIC))
     assert np.abs(hwc(data, 96).astype(int) - full).mean() < 1.5
-
-
-def test_scaled_jpeg_decoding_needs_twice_the_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import JpegImagePlugin
-
-    called = []
-    draft = JpegImagePlugin.JpegImageFile.draft
-    monkeypatch.setattr(
-        JpegImagePlugin.JpegImageFile, "draft", lambda *a: (called.append(a[0].size), draft(*a))[1]
-    )
-    for width in (199, 200):
-        decode(file(photo(width, 40), "JPEG"), canvas=100)
-    assert called == [(200, 40)]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +367,8 @@ def test_large_arrays_are_reduced() -> None:
         (file(photo(), "JPEG")[:-400], "truncated"),
         (file(photo(), "PNG")[:200], "truncated"),
         (np.zeros((0, 4), np.uint8), "zero size"),
-        (np.zeros((4, 4, 5), np.uint8), "an array of shape (4, 4, 5) does not give 3 channels"),
+        (np.zeros((4, 4, 5), np.uint8), "an image of shape (4, 4, 5) does not give 3 channels"),
+        (np.zeros(4, np.uint8), "an array of shape (4,) is not an image"),
         (np.full((4, 4), "a"), "pixels of type <U1 are not numbers"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
@@ -310,9 +381,16 @@ def test_reasons(data: bytes | np.ndarray, reason: str) -> None:
     assert len(str(caught.value)) < 120
 
 
-def test_an_image_file_has_one_or_three_channels() -> None:
-    with pytest.raises(Unreadable, match="1 or 3 channels, not 4"):
-        decode(file(photo()), canvas=32, channels=4)
+def test_an_image_file_gives_other_channels_only_where_it_has_them() -> None:
+    rgba = RNG.integers(0, 256, (5, 4, 4), np.uint8)
+    for kind in ("PNG", "TIFF"):
+        got = hwc(file(Image.fromarray(rgba), kind), channels=4)
+        np.testing.assert_array_equal(got, rgba, err_msg=kind)
+    la = Image.frombytes("LA", (2, 1), bytes([1, 2, 3, 4]))
+    assert hwc(file(la), channels=2).tolist() == [[[1, 2], [3, 4]]]
+    for data, channels in ((file(photo()), 4), (file(Image.fromarray(rgba)), 2), (file(la), 5)):
+        with pytest.raises(Unreadable, match=f"does not give {channels} channels"):
+            decode(data, canvas=32, channels=channels)
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -354,46 +432,3 @@ def test_warnings_of_pillow_do_not_leak() -> None:
             decode(data, canvas=32)
         warnings.warn("of somebody else", stacklevel=1)
     assert [str(w.message) for w in seen] == ["of somebody else"]
-
-
-# Files that Pillow reads at the second attempt only (its first ends in an error).
-REFUSED_AT_FIRST = {
-    "broken/truncated/truncated_end_chunk.png",
-    "broken/corrupt/broken_data_stream.png",
-    "broken/made/bad-crc.png",
-}
-# Within our limit of pixels, beyond the one from which Pillow warns.
-LARGE = "bomb/flat-12000x12000-gray.png"
-
-
-@pytest.mark.skipif("SELFSAME_DATA" not in os.environ, reason="SELFSAME_DATA names no data folder")
-def test_every_awkward_file_decodes_or_is_refused() -> None:
-    with tarfile.open(Path(os.environ["SELFSAME_DATA"]) / "awkward-images.tar") as tar:
-        files = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
-    rows = list(csv.DictReader(io.StringIO(files["manifest.csv"].decode())))
-    assert len(rows) == 144
-    for row in rows:
-        name = row["path"]
-        start = time.perf_counter()
-        pixels, reason = None, ""
-        try:
-            pixels = decode(files[name], canvas=224)
-        except Unreadable as error:
-            reason = str(error)
-        assert time.perf_counter() - start < 10, name
-        good = row["pillow_13.0.0"] == "ok" and name not in REFUSED_AT_FIRST
-        if pixels is None:
-            assert reason, name
-            assert not good, f"{name}: {reason}"
-            assert name != LARGE, reason
-            continue
-        assert good or name == LARGE, name
-        assert pixels.dtype == np.uint8
-        if row["size"]:
-            width, height = map(int, row["size"].split("x"))
-            # Of TIFF, the manifest has the upright size already.
-            if row["exif_orientation"] in ("5", "6", "7", "8") and row["format"] != "TIFF":
-                width, height = height, width
-            scale = min(1, 224 / max(width, height))
-            expected = (3, max(1, round(height * scale)), max(1, round(width * scale)))
-            assert pixels.shape == expected, name
