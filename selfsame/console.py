@@ -36,11 +36,25 @@ class Console:
         now = time.monotonic()
         if self._began is None:
             self._began = (now, done)
-        line = (
+        self._show(
             f"step {done:,}/{total:,}  epoch {row['epoch']:.1f}  loss {row['loss']:.4f}  "
             f"lr {row['lr']:.2e}  {row['images_per_second']:,.0f} images/s  "
-            f"waiting for data {row['waiting']:.0%}  {self._left(now, done, total)}"
+            f"waiting for data {row['waiting']:.0%}  {self._left(now, done, total)}",
+            done,
+            total,
         )
+
+    def count(self, done: int, total: int, what: str) -> None:
+        """Show how many of the things that ``what`` names are done, from the second call on."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, done)
+            return
+        rate = (done - self._began[1]) / (now - self._began[0])
+        left = self._left(now, done, total)
+        self._show(f"{done:,}/{total:,} {what}  {rate:,.0f} {what}/s  {left}", done, total)
+
+    def _show(self, line: str, done: int, total: int) -> None:
         if sys.stderr.isatty() and not self.quiet:
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
             self._open = True
@@ -58,7 +72,7 @@ class Console:
             return ""
         seconds = int((now - began) / (done - first) * (total - done))
         hours, minutes = divmod(seconds // 60, 60)
-        return f"{hours}:{minutes:02d}:{seconds % 60:02d} left" if seconds else "done"
+        return "done" if done == total else f"{hours}:{minutes:02d}:{seconds % 60:02d} left"
 
     def _close(self) -> None:
         if self._open:

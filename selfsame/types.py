@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """What the loader gives for one step: decoded pixels and identities, nothing random."""
 
-    images: Tensor  # uint8 [B, C, H, W]: each image in the top left corner of its canvas
+    images: Tensor  # uint8 [B, C, H, W], channels last: each in the top left of its canvas
     sizes: Tensor  # int32 [B, 2]: valid height and width inside the canvas, in pixels
     index: Tensor  # type: ignore[assignment]  # int64 [B]: position in the data set; keys randomness
     label: Tensor | None = None  # int64 [B]: for evaluators and supervised methods, no SSL method
@@ -85,7 +85,7 @@ class Source(Protocol):
         """Path or id of image ``i``, stable between runs."""
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """An encoded image file, or decoded pixels as uint8 [H, W] or [H, W, C]."""
+        """An encoded image file, or pixels [H, W] or [H, W, C] of any type of number."""
 
     def fingerprint(self) -> str:
         """A short hash of what the data set is (names and sizes, or contents of arrays)."""

@@ -7,20 +7,25 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from selfsame.data import levels as scale
 from selfsame.data.arrays import ArraySource
-from selfsame.data.decode import Unreadable, decode, picture_size
+from selfsame.data.decode import decode, own_channels, picture_size, raw_values
+from selfsame.data.levels import Levels
+from selfsame.data.pack import PackSource
 from selfsame.data.source import Subset
-from selfsame.errors import DataError, UsageError
+from selfsame.errors import DataError, Unreadable, UsageError
 from selfsame.machine import memory
-from selfsame.types import BadImage, Batch, Source
+from selfsame.types import BadImage, Batch, Norm, Source
 
 CACHE_LIMIT = 4 * 2**30  # bytes
+
+_T = TypeVar("_T")
 
 
 class Check(NamedTuple):
@@ -33,9 +38,21 @@ class Check(NamedTuple):
 class _Canvases(NamedTuple):
     """Decoded images, one a row."""
 
-    pixels: np.ndarray  # uint8 [rows, C, canvas, canvas]
+    pixels: np.ndarray  # uint8 [rows, canvas, canvas, C]
     sizes: np.ndarray  # int32 [rows, 2]
     origin: np.ndarray  # int64 [rows]: index of the image that was decoded; -1 where none yet
+
+
+class _Plain(NamedTuple):
+    """A source of images of one size that fit the canvas."""
+
+    images: np.ndarray  # uint8 [N, H, W, C]
+    rows: np.ndarray | None  # of these images, where the source is a subset
+    intact: Callable[[np.ndarray], np.ndarray] | None  # of a pack: which images are as written
+
+    def at(self, index: np.ndarray) -> np.ndarray:
+        """Where images of the source are in the array."""
+        return index if self.rows is None else self.rows[index]
 
 
 class Images:
@@ -48,7 +65,9 @@ class Images:
     Args:
         source: Where the images come from.
         canvas: Side of the square canvas in pixels; larger images are scaled down to fit.
-        channels: 3 for RGB, 1 for gray; arrays may have any other number.
+        channels: 3 for RGB, 1 for gray; arrays and TIFF files may have any other number.
+        levels: Raw values that become 0 and 255 in images of more than 8 bits, as ``decode`` has
+            them and ``measure_levels`` finds them. None: image by image.
         workers: Threads that decode; by default one a core.
         cache_bytes: Memory for decoded images, used only where the whole set fits; by default a
             quarter of the available memory, at most 4 GiB. 0 decodes anew each time.
@@ -61,6 +80,7 @@ class Images:
         *,
         canvas: int,
         channels: int = 3,
+        levels: Levels | None = None,
         workers: int | None = None,
         cache_bytes: int | None = None,
         on_bad: Callable[[BadImage], None] | None = None,
@@ -70,9 +90,15 @@ class Images:
                 f"canvas {canvas}, channels {channels}, workers {workers}: one is not positive",
                 tip="each is 1 or more",
             )
+        if levels is not None and not levels[0] < levels[1]:
+            raise UsageError(
+                f"levels {levels[0]:g} to {levels[1]:g}: the first is not the smaller one",
+                tip="give the raw values of black and white, as in (0, 4095) for 12 bits",
+            )
         self.source = source
         self.canvas = canvas
         self.channels = channels
+        self.levels = levels
         self._on_bad = on_bad
         self._bad: dict[int, BadImage] = {}
         self._lock = threading.Lock()
@@ -123,7 +149,7 @@ class Images:
                 tip=f"indices are 0..{len(self) - 1}",
             )
         if self._array is not None:
-            images, sizes, origin = self._from_array(*self._array, wanted)
+            images, sizes, origin = self._from_array(self._array, wanted)
         elif self._cache is not None:
             new = np.unique(wanted[self._cache.origin[wanted] < 0])
             self._fill(self._cache, new, new)
@@ -134,7 +160,7 @@ class Images:
             images, sizes, origin = fresh
         labels = self.source.labels
         return Batch(
-            torch.from_numpy(images),
+            torch.from_numpy(images).permute(0, 3, 1, 2),
             torch.from_numpy(sizes),
             index,
             None if labels is None else torch.from_numpy(labels[origin]),
@@ -161,7 +187,7 @@ class Images:
         Raises:
             DataError: Not one image of the whole set is readable.
         """
-        if self._array is not None:
+        if self._array is not None and self._array.intact is None:
             return Check(0, 0)
         picked = _spaced(len(self), sample)
         good = list(self._pool.map(lambda i: self._try(i) is not None, picked))
@@ -171,7 +197,7 @@ class Images:
 
     def _blank(self, rows: int) -> _Canvases:
         """Zero canvases; of a large cache, memory is taken only as rows are filled."""
-        shape = (rows, self.channels, self.canvas, self.canvas)
+        shape = (rows, self.canvas, self.canvas, self.channels)
         sizes, origin = np.zeros((rows, 2), np.int32), np.full(rows, -1, np.int64)
         return _Canvases(np.zeros(shape, np.uint8), sizes, origin)
 
@@ -179,7 +205,7 @@ class Images:
         def fill(row: int, i: int) -> None:
             pixels, origin = self._readable(i)
             height, width = pixels.shape[1:]
-            canvases.pixels[row, :, :height, :width] = pixels
+            canvases.pixels[row, :height, :width] = pixels.transpose(1, 2, 0)
             canvases.sizes[row] = height, width
             canvases.origin[row] = origin  # last: it says that the row is complete
 
@@ -203,7 +229,8 @@ class Images:
         if i in self._bad:
             return None
         try:
-            return decode(self.source.read(i), canvas=self.canvas, channels=self.channels)
+            data = self.source.read(i)
+            return decode(data, canvas=self.canvas, channels=self.channels, levels=self.levels)
         except Unreadable as error:
             reason = str(error)
         except OSError as error:
@@ -218,14 +245,19 @@ class Images:
         return None
 
     def _from_array(
-        self, images: np.ndarray, rows: np.ndarray | None, wanted: np.ndarray
+        self, array: _Plain, wanted: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        picked = images[wanted if rows is None else rows[wanted]].transpose(0, 3, 1, 2)
-        height, width = picked.shape[2:]
-        shape = (len(wanted), self.channels, self.canvas, self.canvas)
-        filled = (height, width) == (self.canvas, self.canvas)
-        canvases = np.empty(shape, np.uint8) if filled else np.zeros(shape, np.uint8)
-        canvases[:, :, :height, :width] = picked  # one channel is repeated where three are wanted
+        if array.intact is not None and not (good := array.intact(array.at(wanted))).all():
+            pairs = zip(wanted.tolist(), good.tolist(), strict=True)
+            wanted = np.array([i if whole else self._readable(i)[1] for i, whole in pairs])
+        picked = array.images[array.at(wanted)]
+        height, width = picked.shape[1:3]
+        shape = (len(wanted), self.canvas, self.canvas, self.channels)
+        if picked.shape == shape:
+            canvases = np.ascontiguousarray(picked)
+        else:
+            canvases = np.zeros(shape, np.uint8)
+            canvases[:, :height, :width] = picked  # one channel is repeated for three
         sizes = np.broadcast_to(np.array([height, width], np.int32), (len(wanted), 2)).copy()
         return canvases, sizes, wanted
 
@@ -236,11 +268,56 @@ def suggest_canvas(source: Source, view_size: int, *, sample: int = 64) -> int:
     The longest side seen in an evenly spaced sample, at most twice the view, rounded up to a
     multiple of 8; exactly the image's longer side where all have one size within that limit.
     """
-    sizes = {_size(source, i) for i in _spaced(len(source), sample)} - {None}
+    sizes = {_try_to(picture_size, source, i) for i in _spaced(len(source), sample)} - {None}
     longest = max((max(size) for size in sizes if size), default=2 * view_size)
     if len(sizes) == 1 and longest <= 2 * view_size:
         return longest
     return -(-min(longest, 2 * view_size) // 8) * 8
+
+
+def measure_levels(source: Source, sample: int = 64) -> Levels | None:
+    """Raw values that black and white have in images of more than 8 bits, from a look at some.
+
+    Returns:
+        What ``Images`` takes as ``levels``, so that images keep their relative brightness: for
+        integers that are never negative, 0 to the largest of the least number of bits, 8 or more,
+        that holds every value seen; for floats within 0..1, (0, 1); for others the least and the
+        greatest value seen. None where all are 8-bit, or integers and floats are mixed.
+    """
+    values = (_try_to(raw_values, source, i) for i in _spaced(len(source), sample))
+    return scale.measure(one for one in values if one is not None)
+
+
+def count_channels(source: Source, sample: int = 16) -> int | None:
+    """Channels of images that are neither gray nor RGB, nor either with alpha, from a look at some.
+
+    Arrays and TIFF files have any number. None where they have 1, 3 or 4, or not all the same.
+    """
+    counts = {_try_to(own_channels, source, i) for i in _spaced(len(source), sample)}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def measure_norm(images: Images, sample: int = 256) -> Norm:
+    """Mean and standard deviation of each channel over the pixels of some images, in [0, 1].
+
+    Pixels around the images do not count. A deviation is never below one level of 255.
+
+    Raises:
+        DataError: Not one image of the whole set is readable.
+    """
+    counts = np.zeros((images.channels, 256), np.int64)
+    picked = _spaced(len(images), sample)
+    for start in range(0, len(picked), 16):
+        batch = images.batch(torch.tensor(picked[start : start + 16]))
+        for pixels, (height, width) in zip(batch.images.numpy(), batch.sizes.tolist(), strict=True):
+            for channel, plane in enumerate(pixels[:, :height, :width]):
+                counts[channel] += np.bincount(plane.ravel(), minlength=256)
+    share = counts / counts.sum(1, keepdims=True)
+    value = np.arange(256) / 255
+    mean = share @ value
+    variance = (share * (value - mean[:, None]) ** 2).sum(1)
+    std = np.maximum(np.sqrt(variance), 1 / 255)
+    return Norm(tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def _spaced(n: int, sample: int) -> list[int]:
@@ -248,23 +325,25 @@ def _spaced(n: int, sample: int) -> list[int]:
     return sorted(set(np.linspace(0, n - 1, min(n, sample)).astype(int).tolist()))
 
 
-def _size(source: Source, i: int) -> tuple[int, int] | None:
+def _try_to(look: Callable[[bytes | np.ndarray], _T], source: Source, i: int) -> _T | None:
     try:
-        return picture_size(source.read(i))
+        return look(source.read(i))
     except Exception:  # bad images are counted where they are decoded
         return None
 
 
-def _plain_array(
-    source: Source, canvas: int, channels: int
-) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Array and rows of a source whose pixels need neither scaling nor conversion."""
+def _plain_array(source: Source, canvas: int, channels: int) -> _Plain | None:
+    """The array of a source whose pixels need neither scaling nor conversion."""
     inner, rows = (source.source, source.indices) if isinstance(source, Subset) else (source, None)
-    if not isinstance(inner, ArraySource):
+    if not isinstance(inner, ArraySource | PackSource) or inner.images is None:
+        return None
+    if inner.images.dtype != np.uint8:
         return None
     _, height, width, own = inner.images.shape
     as_it_is = own == channels or (own == 1 and channels == 3)
-    return (inner.images, rows) if as_it_is and max(height, width) <= canvas else None
+    if not as_it_is or max(height, width) > canvas:
+        return None
+    return _Plain(inner.images, rows, inner.intact if isinstance(inner, PackSource) else None)
 
 
 def _cores() -> int:

@@ -34,9 +34,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"selfsame {__version__}\n"
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for command in ("demo", "pretrain", "evaluate", "embed", "recipes", "doctor"):
+    for command in ("demo", "pretrain", "evaluate", "embed", "pack", "recipes", "doctor"):
         assert f"\n  {command} " in listed
-    for command in ("demo", "pretrain", "evaluate", "embed", "recipes", "doctor"):
+    for command in ("demo", "pretrain", "evaluate", "embed", "pack", "recipes", "doctor"):
         assert main([command, "--help"]) == 0
         assert "Usage: selfsame" in capsys.readouterr().out
 
@@ -47,8 +47,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "pretrian simclr {photos}",
             "error: no such command 'pretrian'\n"
-            "tip: did you mean 'pretrain'? commands: demo, pretrain, evaluate, embed, recipes, "
-            "doctor\n",
+            "tip: did you mean 'pretrain'? commands: demo, pretrain, evaluate, embed, pack, "
+            "recipes, doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",
@@ -191,6 +191,84 @@ def test_embed_writes_a_file(
     )
     assert capsys.readouterr().err == f"24 vectors of 64 in {out}\n"
     assert out.stat().st_size > 24 * 64 * 3
+
+
+PACK_HELP = """\
+Usage: selfsame pack [OPTIONS] {DATA}...
+
+  Convert images to one file that is read faster.
+
+  It stands for the data in every command, with its labels and parts. Runs on a canvas of the same
+  side get the same pixels (raw); a run's canvas is twice its views' side, or the images' own.
+
+Options:
+  -o, --out
+  --canvas
+  --encode
+  --quality
+  --channels
+  --workers
+  -h, --help
+"""
+
+
+def test_pack_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pack", "--help"]) == 0
+    words = capsys.readouterr().out.split()
+    said = iter(words)  # the lines are broken to the width of the terminal
+    assert all(word in said for word in PACK_HELP.split()), " ".join(words)
+
+
+def test_pack_says_what_it_does(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    write_photos(folder / "train", count=20, side=40, classes=2)
+    write_photos(folder / "val", count=8, side=40, classes=2)
+    (folder / "train/class1/bad.jpg").write_text("no picture")
+    out = tmp_path / "photos.pack"
+    assert main(["pack", str(folder), "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert matches(
+        said.err,
+        "data       21 images (train/, 2 classes) and 8 images (val/, 2 classes)\n"
+        "canvas     40 px (what views of 224 px can show; --canvas overrides)\n"
+        "records    raw, 3 channels\n"
+        "size       about 0 MiB, * free there\n"
+        "21/29 images  * images/s  0:00:00 left\n"
+        "29/29 images  * images/s  done\n"
+        "bad        1 of 29 images cannot be read; left out:\n"
+        "           train/class1/bad.jpg: not an image (starts with 'no picture')\n"
+        f"saved      {out}: 28 images, 0 MiB\n"
+        f"next       selfsame pretrain simclr {out} --out runs/a\n",
+    ), said.err
+    new = tmp_path / "run"
+    arguments = ["pretrain", "simclr", str(out), "--out", str(new), "--steps", "1", "--val"]
+    assert main([*arguments, str(out), "--batch-size", "8", *sets()]) == 0
+    assert "note       only the part train/; val/ is left for evaluation" in capsys.readouterr().err
+    assert main(["evaluate", str(run), str(out), "--protocol", "knn"]) == 0
+    assert "train/ and val/" in capsys.readouterr().out
+    assert main(["embed", str(run), str(out), "-o", str(tmp_path / "e.parquet")]) == 0
+    assert "20 vectors of 64" in capsys.readouterr().err
+    assert main(["doctor", str(out), "--batch-size", "8"]) == 0
+    assert "readable   20 of 20 sampled images" in capsys.readouterr().out
+
+
+def test_pack_that_is_stopped(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfsame.api.write_pack", stop)
+    out = tmp_path / "x.pack"
+    assert main(["pack", str(photos), "-o", str(out)]) == 130
+    assert capsys.readouterr().err.endswith(f"\nstopped    {out} is as it was\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipes_print_source_deviations_and_toml_that_can_be_used(

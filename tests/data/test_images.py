@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from written import tiff
 
-from selfsame.data import Images, Subset, open_source, suggest_canvas
+from selfsame.data import (
+    Images,
+    Subset,
+    count_channels,
+    measure_levels,
+    measure_norm,
+    open_source,
+    suggest_canvas,
+)
 from selfsame.errors import DataError, UsageError
 from selfsame.types import BadImage, Batch, Source
 
@@ -259,6 +268,122 @@ def test_arrays_that_fit_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> Non
     with Images(open_source(np.zeros((4, 8, 8, 3), np.uint8)), canvas=8) as images:
         assert images.batch(torch.arange(4)).images.shape == (4, 3, 8, 8)
         assert images.check() == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.int64, np.float32, np.float16, bool])
+def test_arrays_of_any_type_are_scaled(tmp_path: Path, kind: type) -> None:
+    array = np.random.default_rng(0).integers(0, 2, (5, 6, 8, 7)).astype(kind)
+    array[0] = 0
+    np.savez(tmp_path / "a.npz", images=array, labels=np.arange(5))
+    np.save(tmp_path / "a.npy", array)
+    for spec in (array, torch.from_numpy(array), tmp_path / "a.npz", tmp_path / "a.npy"):
+        if isinstance(spec, torch.Tensor) and kind is np.uint16:
+            continue
+        with Images(open_source(spec), canvas=9, channels=6, levels=(0, 1)) as images:
+            batch = images.batch(torch.arange(5))
+        assert (batch.images[:, :, :8, :7].numpy() == 255 * array).all()
+        assert batch.images[:, :, 8:].max() == 0
+
+
+def test_the_type_of_an_array_is_in_its_fingerprint() -> None:
+    array = np.zeros((4, 8, 8), np.uint8)
+    kinds = (np.uint8, np.uint16, np.int16, np.float32)
+    prints = {open_source(array.astype(kind)).fingerprint() for kind in kinds}
+    assert len(prints) == len(kinds)
+    assert open_source(array).fingerprint() == "ba17ab4e89187f36"  # as ever
+
+
+@pytest.mark.parametrize(
+    ("pictures", "expected"),
+    [
+        ([np.full((4, 4), 9, np.uint8)], None),
+        ([np.full((4, 4), 200, np.uint16)], (0, 255)),
+        ([np.full((4, 4), 256, np.uint16)], (0, 511)),
+        ([np.full((4, 4), 1000, np.uint16), np.full((4, 4), 4095, np.uint16)], (0, 4095)),
+        ([np.full((4, 4), 4096, np.int32)], (0, 8191)),
+        ([np.full((4, 4), 65535, np.uint16), np.full((4, 4), 7, np.uint8)], (0, 65535)),
+        ([np.full((4, 4), 70000, np.int32)], (0, 2**17 - 1)),
+        ([np.array([[-5, 3]], np.int16), np.array([[0, 40]], np.int16)], (-5, 40)),
+        ([np.full((4, 4), 0.5, np.float32)], (0, 1)),
+        ([np.array([[0.5, 90]]), np.array([[-2, 3]], np.float32)], (-2, 90)),
+        ([np.array([[np.nan, 9000]]), np.array([[0.25, 0.5]])], (0, 1)),  # bad ones do not count
+        ([np.full((4, 4), 90.0)], None),
+        ([np.full((4, 4), 300, np.uint16), np.full((4, 4), 0.5)], None),
+    ],
+)
+def test_measure_levels(
+    pictures: list[np.ndarray], expected: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    class Pictures:
+        labels = classes = None
+
+        def __len__(self) -> int:
+            return len(pictures)
+
+        def read(self, i: int) -> np.ndarray:
+            return pictures[i]
+
+    assert measure_levels(Pictures()) == expected  # type: ignore[arg-type]
+
+
+def test_measured_levels_keep_the_relative_brightness_of_files(tmp_path: Path) -> None:
+    for k, value in enumerate((819, 1638, 4095)):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / f"{k}.png")
+    Image.new("L", (8, 8), 77).save(tmp_path / "3.jpg")
+    (tmp_path / "4.png").write_text("hello")
+    source = open_source(tmp_path)
+    assert measure_levels(source) == (0, 4095)
+    assert measure_levels(source, sample=1) == (0, 1023)
+    with Images(source, canvas=8, channels=1, levels=measure_levels(source)) as images:
+        seen = images.batch(torch.arange(4)).images[:, 0, 0, 0].tolist()
+    assert seen == [51, 102, 255, 77]
+
+
+@pytest.mark.parametrize("levels", [(5, 5), (9, 1), (0, float("nan"))])
+def test_levels_that_are_no_range(levels: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match="the first is not the smaller one") as caught:
+        Images(open_source(np.zeros((4, 8, 8), np.uint16)), canvas=8, levels=levels)
+    assert "(0, 4095)" in str(caught.value.tip)
+
+
+def test_count_channels(tmp_path: Path, make_folder: Folder) -> None:
+    assert count_channels(open_source(make_folder({"": 3}))) is None
+    for own, expected in ((1, None), (3, None), (4, None), (2, 2), (5, 5), (12, 12)):
+        assert count_channels(open_source(np.zeros((6, 20, 20, own), np.uint8))) == expected
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        pixels = np.zeros((8, 8, 5), np.uint16)
+        (folder / name).write_bytes(tiff(pixels, planarconfig="contig"))
+    assert count_channels(open_source(folder)) == 5
+    with Images(open_source(folder), canvas=8, channels=5) as images:
+        assert images.batch(torch.arange(2)).images.shape == (2, 5, 8, 8)
+    Image.new("RGB", (8, 8)).save(folder / "c.tif")
+    assert count_channels(open_source(folder)) is None  # they differ
+
+
+def test_measure_norm(tmp_path: Path) -> None:
+    rng, seen = np.random.default_rng(0), []
+    for k in range(20):
+        pixels = rng.integers(0, 200, (6 + k, 30 - k, 3), np.uint8)
+        pixels[..., 2] = 40
+        Image.fromarray(pixels).save(tmp_path / f"{k:02}.png")
+        seen.append(pixels.reshape(-1, 3))
+    values = np.concatenate(seen) / 255
+    with Images(open_source(tmp_path), canvas=40) as images:
+        norm = measure_norm(images)
+        np.testing.assert_allclose(norm.mean, values.mean(0))
+        np.testing.assert_allclose(norm.std[:2], values.std(0)[:2])
+        assert norm.std[2] == 1 / 255
+        few = measure_norm(images, sample=2)
+        ends = np.concatenate([seen[0], seen[-1]]) / 255
+        np.testing.assert_allclose(few.mean, ends.mean(0))
+
+
+def test_measure_norm_of_unreadable_images(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    with Images(open_source(tmp_path), canvas=8) as images, pytest.raises(DataError):
+        measure_norm(images)
 
 
 def test_too_few_channels_is_an_error_at_once() -> None:
