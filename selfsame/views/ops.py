@@ -1,9 +1,9 @@
 """Operations on pixels, each sample with its own strength.
 
-Each takes float32 images [B, C, S, S] in [0, 1] and one number for each sample, and gives new
-images. Source: the operation of that name (``hue`` is ``adjust_hue``, ``grayscale`` is
-``rgb_to_grayscale``) in ``torchvision.transforms.functional``, on float images. A sample gets the
-same bits whatever batch it comes in.
+Images are float32 [B, C, S, S] in [0, 1], with one number for each sample. Source: the operation of
+that name (``hue`` is ``adjust_hue``, ``grayscale`` is ``rgb_to_grayscale``) in
+``torchvision.transforms.functional``, on float images. A sample gets the same bits whatever batch
+it comes in.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from selfsame.views.draw import CONTRAST
-from selfsame.views.resample import STRIP, mix_rows
+from selfsame.views.draw import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from selfsame.views.resample import DENSE, STRIP, mix_rows
 
+_STRIP = 16  # rows or columns that a blur on a CPU makes at a time
+_REACH = 5.5  # standard deviations: weights beyond are below 3e-7
 LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in torchvision's grayscale
 # What a quarter turn of hue adds to the gray of a pixel, for the luma and chroma axes of YIQ.
 _QUARTER_TURN = (
@@ -25,22 +28,6 @@ _QUARTER_TURN = (
     (0.32811, -0.03555, -0.29256),
     (-1.24975, 1.04648, 0.20327),
 )
-
-
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """``adjust_brightness``: ``factor * x``, clamped."""
-    return (x * _each(factor)).clamp_(0.0, 1.0)
-
-
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """``adjust_contrast``: away from the mean gray of the image, clamped."""
-    # Two sums, row by row: one over all pixels of a lone image would be split among threads.
-    return _blend(x, luma(x).mean(-1, keepdim=True).mean(-2, keepdim=True), factor)
-
-
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """``adjust_saturation``: away from each pixel's gray, clamped."""
-    return _blend(x, luma(x), factor)
 
 
 def hue(x: Tensor, turns: Tensor) -> Tensor:
@@ -82,6 +69,40 @@ def luma(x: Tensor) -> Tensor:
     """The gray of each pixel, [B, 3, S, S] to [B, 1, S, S]."""
     r, g, b = (x[:, i : i + 1] * LUMA[i] for i in range(3))
     return r.add_(g).add_(b)
+
+
+def mean_gray(x: Tensor) -> Tensor:
+    """Mean gray of each image, [B, C, S, S] to [B, 1, 1]; other than of RGB, of each channel."""
+    # Two means, row by row: one over all pixels of a lone image would be split among threads.
+    mean = x.mean(-1).mean(-1)
+    return (
+        mean[..., None] if x.shape[1] != 3 else (mean * mean.new_tensor(LUMA)).sum(1).view(-1, 1, 1)
+    )
+
+
+def color_steps(order: Tensor, on: Tensor, factors: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Brightness, contrast and saturation as affine maps of colours, one for each slot.
+
+    Args:
+        order: int64 [B, 4], the four operations, first to last.
+        on: bool [B], whether they run at all.
+        factors: float32 [B, 4].
+        channels: C; saturation leaves images without three channels as they are.
+
+    Returns:
+        float32 [B, 4, C, C] and [B, 4, 1, 1]: slot s maps x to ``linear @ x + lift * mean_gray``,
+        clamped. Hue, which is no such map, has the identity.
+    """
+    eye = torch.eye(channels)
+    factor = factors.gather(1, order)[..., None, None]  # by slot
+    slot = torch.where(on[:, None], order, HUE)[..., None, None]
+    scaled = ((slot == BRIGHTNESS) | (slot == CONTRAST)) * (factor - 1.0) * eye
+    linear = eye + scaled
+    if channels == 3:
+        to_gray = torch.tensor(LUMA).expand(3, 3)
+        linear = linear + (slot == SATURATION) * (factor - 1.0) * (eye - to_gray)
+    lift = (slot == CONTRAST) * (1.0 - factor)
+    return linear, lift
 
 
 def color_matrix(mean: Tensor, order: Tensor, factors: Tensor, gray: Tensor) -> Tensor:
@@ -136,6 +157,9 @@ def gaussian_blur(x: Tensor, sigma: Tensor, side: int) -> Tensor:
         side: Odd; the borders can reflect at most ``S - 1`` pixels.
     """
     size, radius = x.shape[-1], side // 2
+    if x.device.type == "cpu" and size > DENSE:
+        each = [_blur_alone(*one, side) for one in zip(x, sigma.tolist(), strict=True)]
+        return each[0][None] if len(each) == 1 else torch.stack(each)
     # float64, since float32 ``exp`` rounds in another way at the end of a vector.
     distance = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
     weights = (-0.5 * (distance / sigma[:, None].to(x.device)) ** 2).exp_()
@@ -145,6 +169,31 @@ def gaussian_blur(x: Tensor, sigma: Tensor, side: int) -> Tensor:
     matrix = (weights.float() @ reads.flatten(1)).view(-1, *reads.shape[1:])
     begin = begin.expand(len(x), -1)
     return mix_rows(mix_rows(x, begin, matrix, size), begin, matrix, size)
+
+
+def _blur_alone(x: Tensor, sigma: float, side: int) -> Tensor:
+    """``gaussian_blur`` of one image, [C, S, S]: strips of it times one small banded matrix."""
+    c, size, _ = x.shape
+    radius = min(side // 2, math.ceil(_REACH * sigma))
+    distance = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    taps = (-0.5 * (distance / sigma) ** 2).exp_()
+    # Row i weighs pixels i to i + 2 * radius of a window: each row of a table that is wider by one
+    # begins one place later when it is read with the right width.
+    window, count = _STRIP + 2 * radius, -(-size // _STRIP)
+    table = torch.zeros(_STRIP, window + 1)
+    table[:, : 2 * radius + 1] = taps / taps.sum()
+    band = table.view(-1)[: _STRIP * window].view(1, _STRIP, window).expand(count, -1, -1)
+
+    beyond = count * _STRIP - size  # the last strip may be longer than what is left
+    mixed = torch.empty(c, count, _STRIP, size)
+    for _ in range(2):  # rows, then the columns as rows
+        x = F.pad(x, (0, 0, radius, radius), mode="reflect")
+        x = F.pad(x, (0, 0, 0, beyond)) if beyond else x
+        strips = x.as_strided((c, count, window, size), (x.stride(0), _STRIP * size, size, 1))
+        for strip, out in zip(strips, mixed, strict=True):
+            torch.bmm(band, strip, out=out)
+        x = mixed.view(c, -1, size)[:, :size].mT.contiguous()
+    return x
 
 
 def solarize(x: Tensor, threshold: float) -> Tensor:
@@ -167,14 +216,3 @@ def _reflected(size: int, radius: int, device: torch.device) -> tuple[Tensor, Te
     begin = read.amin((0, 2))
     reads = one_hot(read - begin[:, None]).mT.float()
     return begin.to(device), reads.to(device)
-
-
-def _each(values: Tensor) -> Tensor:
-    """[B] to [B, 1, 1, 1]."""
-    return values.view(-1, 1, 1, 1)
-
-
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """``factor * x + (1 - factor) * other``, clamped."""
-    factor = _each(factor)
-    return torch.addcmul(other * (1.0 - factor), x, factor).clamp_(0.0, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,13 +11,15 @@ from torch import Tensor
 
 from selfsame.types import Batch, Norm
 from selfsame.views import ops
-from selfsame.views.draw import BRIGHTNESS, CONTRAST, HUE, SATURATION, Params, draw
+from selfsame.views.draw import CONTRAST, HUE, Params, draw
 from selfsame.views.resample import resized_crop
 from selfsame.views.spec import View
+from selfsame.views.threads import spread
 
 Color = Literal["exact", "fast"]
+Colors = Callable[[Tensor, slice], None]  # changes samples in place: their pixels, their rows
 
-_CACHE = 1 << 21  # bytes: on a CPU, float images are worked on in parts of about this size
+_CACHE = 1 << 20  # bytes: on a CPU, float images are worked on in parts of about this size
 
 
 def render(
@@ -33,7 +34,7 @@ def render(
     """Make one view of each image.
 
     In order: crop, antialiased resize, flip, colour jitter in each sample's own order, grayscale,
-    blur, solarise, normalise. Images without three channels skip colour jitter and grayscale.
+    blur, solarise, normalise. Without three channels, saturation, hue and grayscale are left out.
     Everything runs in float32, whatever autocast and the precision of matrix products are set to.
 
     Args:
@@ -49,24 +50,35 @@ def render(
     Returns:
         float32 [B, C, S, S] with S = ``view.size``, on the device of ``images``.
     """
-    b, c, h, w = images.shape
+    b, c = images.shape[:2]
+    size, device = view.size, images.device
     if out is None:
-        out = torch.empty(b, c, view.size, view.size, device=images.device)
+        out = torch.empty(b, c, size, size, device=device)
+    if b == 0:
+        return out
     part = b
-    if images.device.type == "cpu":
-        parts = math.ceil(4 * b * c * max(h * w, view.size**2) / _CACHE)
-        part = math.ceil(b / max(1, min(parts, b)))
-    with torch.no_grad(), _float32(images.device):
-        for i in range(0, b, max(1, part)):
-            some = Params(*(p[i : i + part] for p in params))
-            x = resized_crop(
-                images[i : i + part], some.box, view.size, view.interpolation, some.flip
-            )
-            if c == 3:
-                (_color_exact if color == "exact" else _color_fast)(x, some, view)
-            _change(x, some.blur, ops.gaussian_blur, some.sigma, blur_side(view))
-            _change(x, some.solarize, ops.solarize, view.solarize_threshold)
-            _normalize(x, norm, out[i : i + part])
+    if device.type == "cpu":
+        part = max(1, min(b, _CACHE // (4 * c * size**2)))
+    parts = [slice(i, i + part) for i in range(0, b, part)]
+
+    def resize(rows: slice) -> Tensor:
+        box, mirror = params.box[rows], params.flip[rows]
+        return resized_crop(images[rows], box, size, view.interpolation, mirror)
+
+    with torch.no_grad(), _float32(device):
+        small = spread(resize, parts)
+        change_colors = _fast_colors if color == "fast" and c == 3 else _exact_colors
+        colors = change_colors(small, params, view)
+
+        def finish(k: int) -> None:
+            rows = parts[k]
+            x = _floats(small[k])
+            colors(x, rows)
+            _change(x, params.blur[rows], ops.gaussian_blur, params.sigma[rows], blur_side(view))
+            _change(x, params.solarize[rows], ops.solarize, view.solarize_threshold)
+            _normalize(x, norm, out[rows])
+
+        spread(finish, range(len(parts)))
     return out
 
 
@@ -164,44 +176,77 @@ def _float32(device: torch.device) -> Iterator[None]:
             setting.fp32_precision = precision
 
 
+def _floats(x: Tensor) -> Tensor:
+    """Values of 0 to 255 as float32 of 0 to 1; float32 is changed in place."""
+    return x.to(torch.float32).mul_(1 / 255)
+
+
 def _change(x: Tensor, which: Tensor, change: Callable[..., Tensor], *args: Any) -> None:
     """Change the samples of ``x`` that ``which`` (bool [B], CPU) marks, in place."""
-    if which.any():
-        chosen = which.nonzero().squeeze(1)
-        args = tuple(a[chosen].to(x.device) if isinstance(a, Tensor) else a for a in args)
-        chosen = chosen.to(x.device, non_blocking=True)
-        x.index_copy_(0, chosen, change(x.index_select(0, chosen), *args))
+    if not which.any():
+        return
+    if which.all():
+        args = tuple(a.to(x.device) if isinstance(a, Tensor) else a for a in args)
+        x.copy_(change(x, *args))
+    else:
+        rows = which.nonzero().squeeze(1)
+        args = tuple(a[rows].to(x.device) if isinstance(a, Tensor) else a for a in args)
+        rows = rows.to(x.device, non_blocking=True)
+        x.index_copy_(0, rows, change(x.index_select(0, rows), *args))
 
 
-def _color_exact(x: Tensor, params: Params, view: View) -> None:
-    """Colour jitter and grayscale of [B, 3, S, S], in place, operation by operation."""
-    operations = (
-        (BRIGHTNESS, ops.brightness, view.brightness),
-        (CONTRAST, ops.contrast, view.contrast),
-        (SATURATION, ops.saturation, view.saturation),
-        (HUE, ops.hue, view.hue),
+def _exact_colors(small: Sequence[Tensor], params: Params, view: View) -> Colors:
+    """Jitter with torchvision's clamps after each operation, and grayscale.
+
+    Brightness, contrast and saturation are affine maps of the colours, so that a whole batch goes
+    through each of the four slots at once, whatever operation each sample has there; hue is not.
+    """
+    channels, device = small[0].shape[1], small[0].device
+    linear, lift = ops.color_steps(params.order, params.jitter, params.factors, channels)
+    linear, lift = linear.to(device), lift.to(device)
+    jitter = params.jitter[:, None]
+    means = jitter & (params.order == CONTRAST)
+    hues = jitter & (params.order == HUE) & (view.hue > 0 and channels == 3)
+    maps = jitter & (params.order != HUE)
+
+    def change(x: Tensor, rows: slice) -> None:
+        for slot in range(4):
+            if maps[rows, slot].any():
+                shift = lift[rows, slot]
+                if means[rows, slot].any():
+                    shift = shift * ops.mean_gray(x)
+                _map_colors(x, linear[rows, slot], shift)
+            _change(x, hues[rows, slot], ops.hue, params.factors[rows, HUE])
+        if channels == 3:
+            _change(x, params.grayscale[rows], ops.grayscale)
+
+    return change
+
+
+def _fast_colors(small: Sequence[Tensor], params: Params, view: View) -> Colors:
+    """The same as one affine map of colours for each sample, clamped once."""
+    mean = torch.cat(spread(lambda x: x.to(torch.float32).mean(-1).mean(-1), small)) / 255
+    order, factors, gray = (
+        p.to(mean.device, non_blocking=True)
+        for p in (params.order, params.factors, params.grayscale)
     )
-    for slot in params.order.unbind(1):
-        for number, operation, strength in operations:
-            if strength:
-                which = params.jitter & (slot == number)
-                _change(x, which, operation, params.factors[:, number])
-    _change(x, params.grayscale, ops.grayscale)
+    still = factors.new_tensor([1.0, 1.0, 1.0, 0.0])
+    factors = torch.where(params.jitter.to(mean.device)[:, None], factors, still)
+    matrix = ops.color_matrix(mean, order, factors, gray)
+
+    def change(x: Tensor, rows: slice) -> None:
+        _map_colors(x, matrix[rows, :, :3], matrix[rows, :, 3:])
+
+    return change
 
 
-def _color_fast(x: Tensor, params: Params, view: View) -> None:
-    """The same as one affine map of colours for each sample, clamped once, in place."""
-    jitter, order, factors, gray = (
-        p.to(x.device, non_blocking=True)
-        for p in (params.jitter, params.order, params.factors, params.grayscale)
-    )
-    factors = torch.where(jitter[:, None], factors, factors.new_tensor([1.0, 1.0, 1.0, 0.0]))
-    matrix = ops.color_matrix(x.mean(-1).mean(-1), order, factors, gray)
+def _map_colors(x: Tensor, linear: Tensor, shift: Tensor) -> None:
+    """Apply an affine map of colours to each sample of [B, C, S, S], in place, and clamp."""
     flat = x.flatten(2)
-    flat.copy_(torch.baddbmm(matrix[..., 3:], matrix[..., :3], flat).clamp_(0.0, 1.0))
+    torch.clamp(torch.baddbmm(shift, linear, flat), 0.0, 1.0, out=flat)
 
 
 def _normalize(x: Tensor, norm: Norm, out: Tensor) -> None:
     """Write ``(x - mean) / std`` to ``out``."""
     mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in norm)
-    torch.addcmul(-mean / std, x, 1 / std, out=out)
+    torch.sub(x, mean, out=out).mul_(1 / std)

@@ -1,10 +1,17 @@
-"""Cut out boxes and resize them, a batch at a time, as products of banded matrices.
+"""Cut out boxes, resize them with antialiasing and mirror them; the result has 8 bits, too.
 
-Antialiased resizing is linear and separable: each row of the result is a weighted sum of a few
-neighbouring rows of the image, and likewise for columns. A strip of ``STRIP`` rows reads a window
-that is little higher than itself, so the windows of all strips are gathered and multiplied with
-small dense matrices. ``mix_rows`` does this for the vertical axis and swaps the axes; doing it
-twice resizes both and restores their order. Mirroring only reverses the weights.
+Resizing is linear and separable: each row of the result is a weighted sum of a few neighbouring
+rows of the image, and likewise for columns. There are three ways to the same pixels, each where it
+is the quickest:
+
+- large images on a CPU go one by one through PyTorch's kernels for 8-bit images;
+- small images are each multiplied from both sides with a dense matrix, a batch at a time;
+- large images on a GPU as products of banded matrices: a strip of ``STRIP`` rows reads a window
+  that is little higher than itself, so the windows of all strips are gathered and multiplied with
+  small dense matrices. ``mix_rows`` does this for the vertical axis and swaps the axes; doing it
+  twice resizes both and restores their order.
+
+Mirroring only reverses the weights.
 """
 
 from __future__ import annotations
@@ -13,10 +20,12 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
 
+DENSE = 64  # pixels: images and results of at most this side are resized by dense matrices
 STRIP = 32  # rows of a result that share a window
 
 # A BLAS splits long sums as it likes. Sums of at most this many numbers it adds in order, so that
@@ -29,27 +38,107 @@ def resized_crop(
     box: Tensor,
     size: int,
     interpolation: Interpolation,
-    mirror: Tensor | None = None,
+    mirror: Tensor,
 ) -> Tensor:
     """Crop, resize with antialiasing and mirror, each sample in its own way.
 
-    Source: ``torchvision.transforms.functional.resized_crop`` and ``hflip`` on float images.
+    Source: ``torchvision.transforms.functional.resized_crop`` and ``hflip`` on uint8 images: the
+    result is rounded to 8 bits, as in Pillow and in the pipelines of the papers.
 
     Args:
-        images: uint8 [B, C, H, W].
+        images: uint8 [B, C, H, W]; on a CPU, channels last is the quicker memory format.
         box: int64 [B, 4], top, left, height and width of each crop in pixels, on the CPU.
         size: Side of the result in pixels.
-        interpolation: The filter. Bicubic overshoots, so its result is clamped to [0, 1].
-        mirror: bool [B], which samples to flip horizontally.
+        interpolation: The filter. Bicubic overshoots, so its result is clamped.
+        mirror: bool [B], on the CPU: which samples to flip horizontally.
 
     Returns:
-        float32 [B, C, size, size] in [0, 1], on the device of ``images``.
+        [B, C, size, size] of whole numbers in 0..255, contiguous, on the device of ``images``:
+        float32, or uint8 from a CPU's kernels.
     """
+    if max(*images.shape[2:], size) <= DENSE:
+        result = _dense(images, box, size, interpolation, mirror)
+    elif images.device.type == "cpu" and size > 1:  # of one pixel, PyTorch's kernel fails
+        return _one_by_one(images, box, size, interpolation, mirror)
+    else:
+        result = _strips(images, box, size, interpolation, mirror)
+    return result.round_().clamp_(0.0, 255.0)
+
+
+def _one_by_one(
+    images: Tensor, box: Tensor, size: int, interpolation: Interpolation, mirror: Tensor
+) -> Tensor:
+    """``resized_crop`` through ``torch.nn.functional.interpolate``."""
+    result = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
+    crops = zip(result, images, box.tolist(), mirror.tolist(), strict=True)
+    for out, image, (top, left, height, width), flip in crops:
+        crop = image[None, :, top : top + height, left : left + width]
+        view = F.interpolate(crop, (size, size), mode=interpolation, antialias=True)
+        out.copy_(view[0].flip(-1) if flip else view[0])
+    return result
+
+
+def _dense(
+    images: Tensor, box: Tensor, size: int, interpolation: Interpolation, mirror: Tensor
+) -> Tensor:
+    """``resized_crop`` before rounding: [B, C, size, size], values of 0 to 255 and around."""
+    b, c, height, width = images.shape
+    top, left, rows, columns = box.to(images.device, non_blocking=True).unbind(1)
+    vertical = dense_weights(top, rows, height, size, interpolation)
+    horizontal = dense_weights(left, columns, width, size, interpolation, mirror)
+    x = torch.empty(images.shape, device=images.device).copy_(images)  # planes, in either format
+    x = torch.bmm(x.view(b, c * height, width), horizontal.mT).view(b, c, height, size)
+    return vertical[:, None] @ x
+
+
+def dense_weights(
+    start: Tensor,
+    length: Tensor,
+    extent: int,
+    size: int,
+    interpolation: Interpolation,
+    mirror: Tensor | None = None,
+) -> Tensor:
+    """Weights of every pixel of a short axis for every pixel of the result.
+
+    Args:
+        start: int64 [B], first pixel of each interval.
+        length: int64 [B], pixels in each interval.
+        extent: Pixels along the axis of the image.
+        size: Pixels along the axis of the result.
+        interpolation: The filter.
+        mirror: bool [B], which samples to reverse.
+
+    Returns:
+        float32 [B, size, extent]. As in ``resize_weights``, nothing outside the interval counts.
+    """
+    kernel = _hat if interpolation == "bilinear" else _keys
+    device = start.device
+    scale = length / size
+    # the place of a result's pixel within its interval: forwards, or backwards where mirrored
+    step, first = scale, torch.full_like(scale, 0.5)
+    if mirror is not None:
+        step = torch.where(mirror.to(device), -scale, scale)
+        first = torch.where(mirror.to(device), size - 0.5, 0.5)
+    offset, stretch = start + first * scale - 0.5, scale.clamp(min=1.0)
+    centre = (offset / stretch)[:, None] + torch.arange(size, device=device) * (step / stretch)[
+        :, None
+    ]
+    pixel = torch.arange(extent, device=device)
+    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
+    weights = kernel((pixel / stretch[:, None])[:, None] - centre[..., None])
+    weights *= inside[:, None]
+    return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def _strips(
+    images: Tensor, box: Tensor, size: int, interpolation: Interpolation, mirror: Tensor
+) -> Tensor:
+    """``resized_crop`` before rounding, by products of banded matrices."""
     top, left, height, width = box.unbind(1)
     rows = resize_weights(top, height, size, interpolation, None, images.device)
     columns = resize_weights(left, width, size, interpolation, mirror, images.device)
-    result = mix_rows(mix_rows(images, *rows, size), *columns, size)
-    return result.mul_(1 / 255).clamp_(0.0, 1.0)
+    return mix_rows(mix_rows(images, *rows, size), *columns, size)
 
 
 def resize_weights(
@@ -143,7 +232,8 @@ def _hat(x: Tensor) -> Tensor:
 
 def _keys(x: Tensor) -> Tensor:
     """Cubic convolution with a = -1/2 (Keys, "Cubic convolution interpolation", 1981)."""
+    # Each piece is 0 at its own ends but for the value of 1 at 0, so the clamped pieces add up.
     x = x.abs()
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
+    near, far = x.clamp(max=1.0), x.clamp_(1.0, 2.0)
+    far = far.mul(-0.5).add_(2.5).mul_(far).sub_(4.0).mul_(far).add_(3.0)
+    return near.mul(1.5).sub_(2.5).mul_(near).mul_(near).add_(far)
