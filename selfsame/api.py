@@ -1,10 +1,11 @@
-"""The verbs: ``pretrain``, ``evaluate``, ``embed``. The command line says the same words."""
+"""The verbs: ``pretrain``, ``evaluate``, ``embed``, ``pack``. The commands say the same words."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,29 @@ from torch import nn
 from selfsame import machine
 from selfsame import plan as planning
 from selfsame.console import Console
-from selfsame.data import Images, open_labelled, open_source
-from selfsame.encoder import Encoder, canvas_for, load, random_like
+from selfsame.data import (
+    Images,
+    count_channels,
+    measure_levels,
+    open_labelled,
+    open_parts,
+    open_source,
+    suggest_canvas,
+)
+from selfsame.data.pack import ENCODINGS, expected_size, write_pack
+from selfsame.encoder import Encoder, load, of_recipe, random_like
 from selfsame.errors import UsageError, unknown
 from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
 from selfsame.evals.features import Bank, bank, pixel_bank
 from selfsame.files import atomic
-from selfsame.plan import Choices, Plan
+from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
 from selfsame.run import RunDirectory, environment
 from selfsame.train import train
-from selfsame.types import Method
+from selfsame.types import Method, Source
 
 PROBE = 2048  # images of the training set that label-free health is measured on
+PACK_VIEW = 224  # pixels: the side of views that a pack is made for by default
 EVALUATIONS = 10  # of a run with labelled data, evenly spaced
 
 PROTOCOLS = {"knn": knn, "linear": linear}
@@ -69,8 +80,9 @@ def pretrain(
 
     Args:
         method: a name of ``selfsame.methods.METHODS``, or ``module:Class``.
-        data: images: a folder, a list of folders and files, a ``.npz`` or ``.npy`` file, a uint8
-            array [N, H, W, C], or a map-style data set. Labels, where there are any, are not used.
+        data: images: a folder, a list of folders and files, a ``.pack``, a ``.npz`` or ``.npy``
+            file, a uint8 array [N, H, W, C], or a map-style data set. Labels, where there are any,
+            are not used.
         out: the run directory: new or empty, or an existing run with ``resume``.
         recipe: "small", "paper", a TOML file or a ``Recipe``; by default chosen by the number of
             images.
@@ -201,7 +213,7 @@ def evaluate(
         random = random_like(encoder)
         if random is not None:
             results["random init"] = score(bank(random, labelled), protocols)
-        results["raw pixels"] = score(pixel_bank(labelled, encoder.channels), protocols)
+        results["raw pixels"] = score(pixel_bank(labelled, encoder), protocols)
     report = {
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
         "data": labelled.how,
@@ -253,9 +265,8 @@ def embed(
         [("id", pa.int64()), ("path", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
     )
     written = 0
-    canvas = canvas_for(encoder.image_size)
     with (
-        Images(source, canvas=canvas, channels=encoder.channels, cache_bytes=0) as images,
+        encoder.open(source, cache_bytes=0) as images,
         _output(Path(out)) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
@@ -273,9 +284,124 @@ def embed(
     return {"images": written, "refused": refused, "dim": encoder.dim}
 
 
+def pack(
+    data: Any,
+    out: str | Path,
+    *,
+    canvas: int | None = None,
+    encode: str = "raw",
+    quality: int = 95,
+    channels: int | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Convert images to one file that later runs read several times faster.
+
+    Names, labels and the train and test parts are kept; images keep their own shape. Images that
+    cannot be read are left out. The same data gives the same bytes.
+
+    Args:
+        data: what ``pretrain`` takes.
+        out: the file to write, ``NAME.pack``; complete or absent.
+        canvas: side in pixels that larger images are scaled down to; by default what views of
+            224 pixels can show. A run whose canvas is this one gets the same pixels as from the
+            original; a smaller one scales them down once more.
+        encode: "raw" for pixels, read fastest, or "jpeg" for a smaller file of nearly those pixels.
+        quality: of JPEG, 1 to 100; its colour is not subsampled. At 95 the pixels of photographs
+            are off by half a level of 255 in the mean.
+        channels: 3 for RGB, 1 for gray; arrays and TIFF files may have any other number. By default
+            what the images have where that is another number, else 3.
+        workers: threads that decode; by default one a core.
+        quiet: say nothing on the terminal.
+
+    Returns:
+        ``images`` written, ``bytes`` of the file, and what its index says: ``canvas``,
+        ``channels``, ``levels``, ``parts``, and ``bad``, the images left out, with reasons.
+
+    Raises:
+        UsageError: a value that cannot be used, or an ``out`` that cannot be written or is too
+            small for the pack.
+        DataError: no images, or not one of a part is readable.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".pack":
+        raise UsageError(
+            f"'{out}' does not end in .pack", tip=f"write '{out.with_suffix('.pack')}'"
+        )
+    if encode not in ENCODINGS:
+        raise unknown("encoding", encode, ENCODINGS)
+    if not 1 <= quality <= 100:
+        raise UsageError(f"quality is {quality}", tip="it is 1 to 100; 95 is hard to tell apart")
+    sources = open_parts(data)
+    some = next(iter(sources.values()))
+    channels = channels or count_channels(some) or 3
+    if encode == "jpeg" and channels not in (1, 3):
+        raise UsageError(f"JPEG has 1 or 3 channels, not {channels}", tip="use --encode raw")
+    levels = measure_levels(some)
+    how = "as asked"
+    if canvas is None:
+        canvas = max(suggest_canvas(source, PACK_VIEW) for source in sources.values())
+        how = f"what views of {PACK_VIEW} px can show; --canvas overrides"
+    console = Console(quiet=quiet)
+    with ExitStack() as stack:
+        parts = {
+            name: stack.enter_context(
+                Images(
+                    source,
+                    canvas=canvas,
+                    channels=channels,
+                    levels=levels,
+                    workers=workers,
+                    cache_bytes=0,
+                )
+            )
+            for name, source in sources.items()
+        }
+        total = sum(map(len, parts.values()))
+        expected = sum(expected_size(images, encode, quality) for images in parts.values())
+        console.say(
+            "data       " + " and ".join(map(_described, sources, sources.values())),
+            f"canvas     {canvas} px ({how})",
+            f"records    {encode}, {channels} channel{'s' if channels > 1 else ''}"
+            + (f", quality {quality}" if encode == "jpeg" else "")
+            + (f", raw values {levels[0]:g} to {levels[1]:g} become 0 to 255" if levels else ""),
+        )
+        with _output(out) as temporary:
+            free = shutil.disk_usage(out.absolute().parent).free
+            need, have = format_bytes(expected), format_bytes(free)
+            console.say(f"size       about {need}, {have} free there")
+            if expected > free:
+                raise UsageError(
+                    f"{out} needs about {need}, and {have} are free there",
+                    tip="choose another place, --encode jpeg or a smaller --canvas",
+                )
+            facts = write_pack(
+                temporary,
+                parts,
+                encode=encode,
+                quality=quality,
+                progress=lambda done: console.count(done, total, "images"),
+            )
+    bad = facts["bad"]
+    if bad:
+        console.say(f"bad        {len(bad):,} of {total:,} images cannot be read; left out:")
+        console.say(*(f"           {each['part']}{each['name']}: {each['reason']}" for each in bad))
+    written = {"images": total - len(bad), "bytes": out.stat().st_size}
+    console.say(f"saved      {out}: {written['images']:,} images, {format_bytes(written['bytes'])}")
+    return written | {key: facts[key] for key in ("canvas", "channels", "levels", "parts", "bad")}
+
+
+def _described(name: str, source: Source) -> str:
+    """A part of a data set in words."""
+    classes = "no labels" if source.labels is None else f"{len(source.classes or ())} classes"
+    return f"{len(source):,} images ({', '.join(filter(None, (name, classes)))})"
+
+
 @contextmanager
 def _output(path: Path) -> Iterator[Path]:
     """A temporary path for an output file of the user's, with errors that name the file."""
+    if path.is_dir():  # which would be replaced, with all that is in it
+        raise UsageError(f"{path} is a folder", tip="name a file to write, in a folder that exists")
     try:
         with atomic(path) as temporary:
             yield temporary
@@ -287,13 +413,7 @@ def _output(path: Path) -> Iterator[Path]:
 
 
 def _encoder(plan: Plan, method: Method) -> Encoder:
-    recipe = plan.recipe
-    return Encoder(
-        method.encoder(),
-        config=None if plan.module is not None else recipe.backbone,
-        image_size=recipe.image_size,
-        channels=recipe.channels,
-    )
+    return of_recipe(method.encoder(), plan.recipe, named=plan.module is None)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

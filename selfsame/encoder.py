@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from selfsame import backbones, checkpoint, machine, methods
 from selfsame.data import Images, open_source
+from selfsame.data.levels import Levels
 from selfsame.errors import DataError, RunError, UsageError
 from selfsame.files import atomic
-from selfsame.recipe import BackboneConfig
+from selfsame.recipe import BackboneConfig, Recipe
 from selfsame.run import RunDirectory
-from selfsame.types import Backbone, Batch, Features, Norm
+from selfsame.types import Backbone, Batch, Features, Norm, Source
 from selfsame.views import eval_view
 from selfsame.views.presets import eval_crop
 
@@ -34,6 +35,9 @@ class Encoder(nn.Module):
         image_size: side of the square that the network sees, pixels.
         channels: channels of the input image.
         norm: mean and deviation of the pixels, the backbone's own where None.
+        levels: raw values that are black and white in images of more than 8 bits, as ``Images``
+            takes them.
+        card: what ``save`` wrote of it.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Encoder(nn.Module):
         image_size: int,
         channels: int = 3,
         norm: Norm | None = None,
+        levels: Levels | None = None,
         card: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -52,6 +57,7 @@ class Encoder(nn.Module):
         self.image_size = image_size
         self.channels = channels
         self.norm = norm or backbone.norm
+        self.levels = levels
         self.card = card or {}
 
     @property
@@ -117,6 +123,16 @@ class Encoder(nn.Module):
         for batch in data.readable(batch_size):
             yield batch, self.features(batch.images, batch.sizes).cpu()
 
+    def open(self, source: Source, cache_bytes: int | None = None) -> Images:
+        """The images of a source, decoded as the network wants them."""
+        return Images(
+            source,
+            canvas=canvas_for(self.image_size),
+            channels=self.channels,
+            levels=self.levels,
+            cache_bytes=cache_bytes,
+        )
+
     def save(self, folder: Path, **card: Any) -> None:
         """Write ``backbone.safetensors`` and ``card.json``; each complete or absent."""
         weights = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
@@ -136,6 +152,7 @@ class Encoder(nn.Module):
             "channels": self.channels,
             "mean": list(self.norm.mean),
             "std": list(self.norm.std),
+            "levels": self.levels,
             **card,
         }
         RunDirectory(folder).write_json(CARD, self.card)
@@ -148,7 +165,7 @@ def images_of(images: Any, encoder: Encoder) -> Images:
     if isinstance(images, Sequence) and images and hasattr(images[0], "convert"):
         images = [(image, 0) for image in images]
     source = open_source(images)
-    return Images(source, canvas=canvas_for(encoder.image_size), channels=encoder.channels)
+    return encoder.open(source)
 
 
 def canvas_for(image_size: int) -> int:
@@ -162,6 +179,7 @@ def load(
     device: str | None = None,
     weights: str | Path | None = None,
     image_size: int = 224,
+    channels: int = 3,
     backbone: nn.Module | None = None,
 ) -> Encoder:
     """Load an encoder for evaluation and embedding.
@@ -172,6 +190,7 @@ def load(
         device: where to put it; the first GPU where there is one, else the CPU.
         weights: a file of weights (safetensors or a state dict) for a named network.
         image_size: input side, pixels, for a named network or a module.
+        channels: of the images, for a named network or a module. A pretrained stem is adapted.
         backbone: the network, where a run trained a module of the user's.
 
     Raises:
@@ -181,8 +200,8 @@ def load(
     if isinstance(model, Encoder):
         encoder = model
     elif isinstance(model, nn.Module):
-        example = torch.zeros(2, 3, image_size, image_size)
-        encoder = Encoder(backbones.wrap(model, example), config=None, image_size=image_size)
+        network = backbones.build(model, image_size=image_size, channels=channels)
+        encoder = Encoder(network, config=None, image_size=image_size, channels=channels)
     elif (Path(model) / CARD).is_file():
         encoder = _exported(Path(model), backbone)
     elif (Path(model) / "recipe.toml").is_file():
@@ -193,7 +212,7 @@ def load(
             tip=f"a run has a recipe.toml, an export a {CARD}",
         )
     else:
-        encoder = _named(str(model), weights, image_size)
+        encoder = _named(str(model), weights, image_size, channels)
     encoder = encoder.to(chosen).eval()
     return encoder.to(memory_format=torch.channels_last)
 
@@ -211,6 +230,7 @@ def random_like(encoder: Encoder, seed: int = 0) -> Encoder | None:
         image_size=encoder.image_size,
         channels=encoder.channels,
         norm=encoder.norm,
+        levels=encoder.levels,
     )
     return control.to(encoder.device).eval()
 
@@ -244,6 +264,7 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
         image_size=size,
         channels=channels,
         norm=Norm(tuple(card["mean"]), tuple(card["std"])),
+        levels=tuple(card["levels"]) if card.get("levels") else None,
         card=card,
     )
 
@@ -257,26 +278,29 @@ def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     network = _build(recipe.backbone, recipe.image_size, recipe.channels, backbone)
     method = methods.find(recipe.method.name)(recipe.method, network)
     method.load_state_dict(checkpoint.load(newest)["method"])
+    return of_recipe(method.encoder(), recipe, named=backbone is None)
+
+
+def of_recipe(backbone: Backbone, recipe: Recipe, *, named: bool) -> Encoder:
+    """The encoder that a recipe trains; ``named`` where its network is not the user's module."""
     return Encoder(
-        method.encoder(),
-        config=recipe.backbone if backbone is None else None,
+        backbone,
+        config=recipe.backbone if named else None,
         image_size=recipe.image_size,
         channels=recipe.channels,
+        norm=recipe.norm,
+        levels=recipe.levels,
     )
 
 
-def _named(name: str, weights: str | Path | None, image_size: int) -> Encoder:
+def _named(name: str, weights: str | Path | None, image_size: int, channels: int) -> Encoder:
     config = BackboneConfig(name=name)
-    try:
-        network = backbones.build(name, image_size=image_size, pretrained=weights is None)
-    except (OSError, RuntimeError) as error:
-        raise UsageError(
-            f"cannot get the pretrained weights of {name}: {str(error).splitlines()[0]}",
-            tip="give a local file with --weights FILE",
-        ) from None
+    network = backbones.build(
+        name, image_size=image_size, channels=channels, pretrained=weights is None
+    )
     if weights is not None:
         _load_weights(network, Path(weights))
-    return Encoder(network, config=config, image_size=image_size)
+    return Encoder(network, config=config, image_size=image_size, channels=channels)
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:

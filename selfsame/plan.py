@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from selfsame import backbones, machine, methods, optim
-from selfsame.data import Images, open_source, steps_per_epoch, suggest_canvas
+from selfsame.data import (
+    Images,
+    count_channels,
+    measure_levels,
+    measure_norm,
+    open_source,
+    steps_per_epoch,
+    suggest_canvas,
+)
 from selfsame.errors import DataError, UsageError
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
@@ -94,6 +102,8 @@ class Plan:
                 image_size=recipe.image_size,
                 channels=recipe.channels,
                 options=recipe.backbone.options,
+                pretrained=bool(recipe.backbone.pretrained),
+                norm=recipe.norm,
             )
             check_pair(recipe.method.name, recipe.backbone.name, network.can)
             check_sizes(network, recipe)
@@ -162,7 +172,7 @@ class Plan:
             need, have = self.memory(method), machine.memory(self.device)
             lines += [
                 f"weights    {total / 1e6:.1f} M, of them {encoder / 1e6:.1f} M in the encoder",
-                f"memory     about {_size(need)} for the step, {_size(have)} free"
+                f"memory     about {format_bytes(need)} for the step, {format_bytes(have)} free"
                 + ("  WARNING: it may not fit" if have and need > have else ""),
             ]
         return lines + [f"note       {note}" for note in self.notes]
@@ -251,7 +261,7 @@ def check_sizes(network: Backbone, recipe: Recipe) -> None:
     network.train(was_training)
 
 
-def _size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
@@ -329,7 +339,12 @@ def _plan(
     if can is not None:
         check_pair(recipe.method.name, recipe.backbone.name, can)
     assert recipe.canvas is not None
-    images = Images(source, canvas=recipe.canvas, channels=recipe.channels)
+    images = Images(source, canvas=recipe.canvas, channels=recipe.channels, levels=recipe.levels)
+    # of RGB, every network has the mean and deviation of ImageNet; of other channels, none
+    untold = recipe.norm is None and recipe.channels != 3 and module is None
+    if untold and not recipe.backbone.pretrained:
+        recipe = recipe.model_copy(update={"norm": measure_norm(images)})
+        notes.append("mean and deviation of each channel measured on the images")
     return Plan(recipe, images, device, module, why, notes)
 
 
@@ -374,6 +389,7 @@ def _resolve(
     module: nn.Module | None,
 ) -> Recipe:
     """Fill in what the recipe leaves to the data."""
+    recipe = _of_pixels(recipe, source, notes)
     count = len(source)
     batch = recipe.batch_size
     asked = choices.batch_size is not None or any(
@@ -386,6 +402,9 @@ def _resolve(
         notes.append(f"batch {batch}, not the recipe's {recipe.batch_size}: the data is small")
     steps_per_epoch(count, batch)  # refuses a batch that the data cannot fill
     backbone = recipe.backbone
+    if backbone.pretrained and "/" not in backbone.name:  # ours are named alike and have no weights
+        library = backbones.library_of(backbone.name)
+        backbone = backbone.model_copy(update={"name": f"{library}/{backbone.name}"})
     added = backbones.default_options(backbone.name, recipe.image_size) if module is None else {}
     added = {key: value for key, value in added.items() if key not in backbone.options}
     if added:
@@ -401,3 +420,24 @@ def _resolve(
             "canvas": recipe.canvas or suggest_canvas(source, recipe.image_size),
         }
     )
+
+
+def _of_pixels(recipe: Recipe, source: Source, notes: list[str]) -> Recipe:
+    """Fill in what the recipe leaves to the kind of pixels: channels and levels."""
+    found: dict[str, Any] = {}
+    channels = recipe.channels
+    if channels == 3 and (own := count_channels(source)) is not None:
+        found["channels"] = channels = own
+        notes.append(f"images of {own} channels (--set channels=3 overrides)")
+    if channels != 3 and any(v.saturation or v.hue or v.grayscale for v in recipe.views):
+        notes.append(
+            f"{channels} channel{'s' if channels > 1 else ''}: views keep brightness, contrast, "
+            "blur and solarisation; saturation, hue and grayscale are for RGB"
+        )
+    if recipe.levels is None and (levels := measure_levels(source)) is not None:
+        found["levels"] = levels
+        notes.append(
+            f"images of more than 8 bits: raw values {levels[0]:g} to {levels[1]:g} become 0 to "
+            "255 (--set levels=[LOW,HIGH] overrides)"
+        )
+    return recipe.model_copy(update=found)

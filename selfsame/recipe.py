@@ -18,6 +18,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 from selfsame.config import Config
 from selfsame.errors import UsageError, nearest
 from selfsame.optim import Optim
+from selfsame.types import Norm
 from selfsame.views.spec import View
 
 if sys.version_info >= (3, 11):
@@ -52,6 +53,7 @@ class BackboneConfig(Config):
 
     name: str = "resnet50"
     options: dict[str, Scalar] = Field(default_factory=dict)
+    pretrained: bool | None = None  # begin with the weights that timm or torchvision has
 
 
 class Recipe(Config):
@@ -65,9 +67,11 @@ class Recipe(Config):
     epochs: Annotated[float, Field(gt=0)] | None = None  # exactly one of epochs and steps
     steps: Annotated[int, Field(ge=1)] | None = None
     precision: Precision = "auto"
-    color: Literal["exact", "fast"] = "exact"
+    color: Literal["exact", "fast"] = "exact"  # colour jitter; ``views.render`` says more
     canvas: Annotated[int, Field(ge=8)] | None = None  # pixels; None: chosen from the data
     channels: Annotated[int, Field(ge=1)] = 3
+    levels: tuple[float, float] | None = None  # raw values that are black and white beyond 8 bits
+    norm: Norm | None = None  # of each channel; None: the network's own
     method: SerializeAsAny[MethodConfig]
     backbone: BackboneConfig = BackboneConfig()
     optim: Optim = Optim()

@@ -35,6 +35,7 @@ def build(
     channels: int = 3,
     options: Options | None = None,
     pretrained: bool = False,
+    norm: Norm | None = None,
 ) -> Backbone:
     """Build a backbone with its classifier removed.
 
@@ -45,15 +46,27 @@ def build(
         image_size: side of the largest view, pixels: networks with position embeddings need it.
         channels: channels of the input image.
         options: go to the network's constructor; ``stem="cifar"`` works for every ResNet.
-        pretrained: load the library's weights (from its cache, or downloaded by it).
+        pretrained: load the library's weights (from its cache, or downloaded by it). The stem is
+            adapted to other than three channels.
+        norm: mean and deviation of each channel of the images, in the place of the network's own.
 
     Raises:
-        UsageError: an unknown name or option, or a network without a pooled feature.
+        UsageError: an unknown name or option, a network without a pooled feature, or weights that
+            cannot be had.
     """
     if isinstance(name, nn.Module):
-        return wrap(name, torch.zeros(2, channels, image_size, image_size))
+        network = wrap(name, torch.zeros(2, channels, image_size, image_size))
+    else:
+        network = _named(name, image_size, channels, dict(options or {}), pretrained)
+    if norm is not None:
+        network.norm = norm
+    return network
+
+
+def _named(
+    name: str, image_size: int, channels: int, kwargs: dict[str, Any], pretrained: bool
+) -> Backbone:
     library, _, model = name.rpartition("/")
-    kwargs = dict(options or {})
     if library not in ("", "timm", "torchvision"):
         raise unknown("library of networks", library, ["timm", "torchvision"])
     if not library and not pretrained and model in DEPTHS:
@@ -61,7 +74,7 @@ def build(
     if not library and not pretrained and model in SIZES:
         return _vit(model, image_size, channels, kwargs)
     if not library:
-        library = _library_of(model)
+        library = library_of(model)
     stem = kwargs.pop("stem", None)
     make = _timm if library == "timm" else _torchvision
     try:
@@ -70,6 +83,13 @@ def build(
         raise UsageError(
             f"cannot build {library}/{model} with {kwargs or 'its defaults'}: {error}",
             tip="check backbone.options and the image size",
+        ) from None
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise UsageError(
+            f"cannot get the pretrained weights of {name}: {str(error).splitlines()[0]}",
+            tip=f"{library} downloads them once; to evaluate, a local file will do: --weights FILE",
         ) from None
     if stem == "cifar":
         _cifar_stem(module, f"{library}/{model}")
@@ -131,7 +151,7 @@ def wrap(module: nn.Module, example: Tensor, *, norm: Norm = IMAGENET) -> Backbo
     """
     if isinstance(module, Backbone):
         return module
-    return Wrapped(module, example, norm)
+    return Wrapped(module, example, _spread(norm, example.shape[1]))
 
 
 class Wrapped(Backbone):
@@ -265,7 +285,12 @@ def _is_plain_vit(name: str) -> bool:
     return bool(is_model_in_modules(name.split(".")[0], {"vision_transformer", "deit"}))
 
 
-def _library_of(name: str) -> str:
+def library_of(name: str) -> str:
+    """The library that has a network of this name: "timm", else "torchvision".
+
+    Raises:
+        UsageError: neither has it.
+    """
     import timm
 
     if timm.is_model(name):
@@ -314,10 +339,7 @@ def _timm(
     else:
         module = timm.create_model(name, **common)
     config = module.pretrained_cfg
-    mean, std = config["mean"], config["std"]
-    if len(mean) != channels:
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    return module, Norm(tuple(mean), tuple(std))
+    return module, _spread(Norm(tuple(config["mean"]), tuple(config["std"])), channels)
 
 
 def _torchvision(
@@ -327,11 +349,6 @@ def _torchvision(
 
     if name not in list_models():
         raise _unknown(name, list_models())
-    if channels != 3:
-        raise UsageError(
-            f"torchvision/{name} takes RGB images, not {channels} channels",
-            tip=f"timm/{name} takes any number of channels",
-        )
     if name.startswith("vit_"):
         options = {"image_size": size, **options}
     module = get_model(name, weights="DEFAULT" if pretrained else None, **options)
@@ -340,7 +357,32 @@ def _torchvision(
         raise UsageError(f"torchvision/{name} has no linear classifier to remove")
     parent, _, last = linears[-1].rpartition(".")
     setattr(module.get_submodule(parent), last, nn.Identity())
-    return module, IMAGENET
+    if channels != 3:
+        _adapt_stem(module, channels)
+    return module, _spread(IMAGENET, channels)
+
+
+def _spread(norm: Norm, channels: int) -> Norm:
+    """The normalisation of RGB for other channels: its means, for each."""
+    if len(norm.mean) == channels:
+        return norm
+    return Norm(*((sum(values) / len(values),) * channels for values in norm))
+
+
+def _adapt_stem(module: nn.Module, channels: int) -> None:
+    """Make the first convolution, of RGB, take other channels, in place.
+
+    Its weights are repeated over the channels and scaled, so that the sum over them stays: gray in
+    every channel gives what it gave (timm's rule, ``adapt_input_conv``).
+    """
+    stem = next(part for part in module.modules() if isinstance(part, nn.Conv2d))
+    weight = stem.weight.detach()
+    share = weight.sum(1, keepdim=True) / channels
+    if channels > 1:
+        repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+        share = repeated * (3 / channels)
+    stem.weight = nn.Parameter(share.contiguous())
+    stem.in_channels = channels
 
 
 def _cifar_stem(module: nn.Module, name: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfsame.data import Images, Labelled
 from selfsame.encoder import Encoder, canvas_for
-from selfsame.types import Norm, Source
+from selfsame.types import Norm
 from selfsame.views import eval_view
 
 RAW_SIDE = 16  # pixels: on CIFAR-10 a stronger control than 32 (kNN .389 against .383), and fast
@@ -28,7 +28,7 @@ def bank(encoder: Encoder, data: Labelled) -> Bank:
     """Pooled features of clean, un-augmented images, in evaluation mode."""
     parts: list[Tensor] = []
     for source in (data.train, data.test):
-        with _images(source, encoder.image_size, encoder.channels) as images:
+        with encoder.open(source, cache_bytes=0) as images:
             found = [(x, batch.label) for batch, x in encoder.embed_batches(images)]
         parts += [
             torch.cat([x for x, _ in found]),
@@ -37,13 +37,20 @@ def bank(encoder: Encoder, data: Labelled) -> Bank:
     return Bank(*parts)
 
 
-def pixel_bank(data: Labelled, channels: int = 3) -> Bank:
-    """The images themselves, 16 px a side, centred and flattened: they learnt nothing."""
+def pixel_bank(data: Labelled, like: Encoder | None = None) -> Bank:
+    """The images themselves, 16 px a side, centred and flattened: they learnt nothing.
+
+    Their channels and levels are those of the encoder ``like``; three and none without one.
+    """
+    channels, levels = (like.channels, like.levels) if like is not None else (3, None)
     norm = Norm((0.5,) * channels, (0.5,) * channels)
+    canvas = canvas_for(RAW_SIDE)
     parts: list[Tensor] = []
     for source in (data.train, data.test):
         xs, ys = [], []
-        with _images(source, RAW_SIDE, channels) as images:
+        with Images(
+            source, canvas=canvas, channels=channels, levels=levels, cache_bytes=0
+        ) as images:
             for batch in images.readable(1024):
                 xs.append(eval_view(batch.images, batch.sizes, RAW_SIDE, norm, 1.0).flatten(1))
                 assert batch.label is not None
@@ -51,7 +58,3 @@ def pixel_bank(data: Labelled, channels: int = 3) -> Bank:
         parts += [torch.cat(xs), torch.cat(ys)]
     mean = parts[0].mean(0)
     return Bank(parts[0] - mean, parts[1], parts[2] - mean, parts[3])
-
-
-def _images(source: Source, image_size: int, channels: int) -> Images:
-    return Images(source, canvas=canvas_for(image_size), channels=channels, cache_bytes=0)

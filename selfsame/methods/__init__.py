@@ -32,6 +32,9 @@ METHODS: dict[str, str] = {
 }
 
 
+FAST_COLORS = "colour jitter as one matrix for each view (color=exact: operation by operation)"
+
+
 def find(name: str) -> type[Method]:
     """The class of a method, by name or as ``module:Class``.
 
@@ -74,6 +77,9 @@ def recipe(name: str, scale: str, size: int = 224) -> Recipe:
             tip="define recipe(scale, size) in its module, or give --recipe FILE.toml",
         )
     made: Recipe = make(scale, size)
+    if scale == "small" and any(view.jitter for view in made.views):
+        deviations = (*made.deviations, FAST_COLORS)
+        made = made.model_copy(update={"color": "fast", "deviations": deviations})
     if made.method.name != name:
         made = made.model_copy(update={"method": made.method.model_copy(update={"name": name})})
     return made
