@@ -55,7 +55,8 @@ def recipe_of(method: str, steps: int, seed: int, settings: Sequence[str] = ()) 
     recipe = methods.recipe(method, "small", 32)
     network = TRANSFORMER if recipe.backbone.name.startswith("vit") else CONVOLUTIONAL
     chosen = [f"{key}={value}" for key, value in network.items()]
-    return with_settings(recipe, [*chosen, f"steps={steps}", f"seed={seed}", *settings])
+    fixed = ["color=exact", f"steps={steps}", f"seed={seed}"]
+    return with_settings(recipe, [*chosen, *fixed, *settings])
 
 
 def steps_for(method: str, seconds: float, settings: Sequence[str] = ()) -> int:

@@ -1,16 +1,17 @@
 """selfsame: learn representations from unlabelled images, and prove each step.
 
-The verbs are ``pretrain``, ``evaluate``, ``embed`` and ``load``; they are imported on first use, so
-that ``import selfsame`` takes no time.
+The verbs are ``pretrain``, ``evaluate``, ``embed``, ``load`` and ``pack``; they are imported on
+first use, so that ``import selfsame`` takes no time.
 """
 
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from selfsame.api import Result, embed, evaluate, pretrain
+    from selfsame.api import Result, embed, evaluate, pack, pretrain
     from selfsame.encoder import Encoder, load
     from selfsame.recipe import Recipe
 
@@ -21,16 +22,23 @@ _HOMES = {
     "embed": "selfsame.api",
     "evaluate": "selfsame.api",
     "load": "selfsame.encoder",
+    "pack": "selfsame.api",
     "pretrain": "selfsame.api",
 }
 
-__all__ = ["Encoder", "Recipe", "Result", "embed", "evaluate", "load", "pretrain"]
+__all__ = ["Encoder", "Recipe", "Result", "embed", "evaluate", "load", "pack", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'selfsame' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    collecting = gc.isenabled()
+    gc.disable()  # imports of torch's size leave no garbage: a sixth of their time goes to looking
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -218,11 +219,9 @@ def build(module: nn.Module, optim: Optim, batch_size: int) -> torch.optim.Optim
     fused = devices <= {"cpu", "cuda"} or None  # None lets torch choose
     optimizer: torch.optim.Optimizer
     if optim.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr, betas=optim.betas, eps=optim.eps, fused=fused)
+        optimizer = _AdamW(groups, lr, betas=optim.betas, eps=optim.eps, fused=fused)
     elif optim.name == "sgd":
-        optimizer = torch.optim.SGD(
-            groups, lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused
-        )
+        optimizer = _SGD(groups, lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
     else:
         optimizer = LARS(
             groups,
@@ -271,7 +270,32 @@ def clip(module: nn.Module, optim: Optim) -> Tensor:
     return norm
 
 
-class LARS(torch.optim.Optimizer):
+class Eager(torch.optim.Optimizer):
+    """An optimiser without the guards that tell ``torch.compile`` to leave its methods alone.
+
+    The first call of one imports ``torch._dynamo``, which takes as long as torch itself. What the
+    methods do stays the same.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class _AdamW(Eager, torch.optim.AdamW):
+    """Torch's own, started sooner."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class _SGD(Eager, torch.optim.SGD):
+    """Torch's own, started sooner."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class LARS(Eager):
     r"""Layer-wise adaptive rate scaling: the step of each tensor is proportional to its norm.
 
     With weight :math:`w`, gradient :math:`g`, decay :math:`\lambda`, trust coefficient

@@ -183,6 +183,35 @@ def test_classic_and_popular_agree_while_lr_is_constant_only() -> None:
     assert not torch.allclose(run("classic", [0.5, 0.1]), run("popular", [0.5, 0.1]))
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_are_those_of_torchs_own_optimiser(name: Any) -> None:
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build(ours, Optim(name=name, lr=0.1, scaling="none", weight_decay=0.01), 256)
+    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+    assert isinstance(optimizer, kind)
+    options = {"fused": True}
+    options |= {"momentum": 0.9} if name == "sgd" else {"betas": (0.9, 0.999), "eps": 1e-8}
+    groups = [
+        {"params": [theirs.weight], "weight_decay": 0.01},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
+    own = kind(groups, lr=0.1, **options)
+    for i in range(4):
+        for net, each in ((ours, optimizer), (theirs, own)):
+            each.zero_grad()
+            assert net.weight.grad is None
+            give_grads(net, i)
+            each.step()
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+    state, expected = optimizer.state_dict()["state"], own.state_dict()["state"]
+    assert state.keys() == expected.keys()
+    for i, values in expected.items():
+        for key, value in values.items():
+            assert torch.equal(state[i][key], value)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_resume_is_bit_equal(name: Any, tmp_path: Any) -> None:
     optim = Optim(name=name, lr=0.1, weight_decay=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 import weakref
 from collections import deque
@@ -109,6 +110,8 @@ class Loader:
         # An executor rather than a bare thread: it also ends cleanly with the interpreter.
         pool = ThreadPoolExecutor(1, thread_name_prefix="selfsame-loader")
         ahead: deque[Future[tuple[int, Batch]]] = deque()
+        # An iteration that is still open when the interpreter ends would find modules torn down.
+        atexit.register(self.close)
         try:
             for step in range(self.start, self.total):
                 last = min(step + self.prefetch, self.total - 1)
@@ -119,4 +122,5 @@ class Loader:
                 self.waited += time.perf_counter() - since
                 yield item
         finally:
+            atexit.unregister(self.close)
             pool.shutdown(cancel_futures=True)

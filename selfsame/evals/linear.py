@@ -11,6 +11,7 @@ from torch import Tensor
 
 from selfsame.evals.check import check_features
 from selfsame.nn.precision import wide
+from selfsame.optim import Eager
 
 L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 RIDGE = 1e-3  # of the preconditioner, where there are fewer images than channels
@@ -29,6 +30,10 @@ class LinearProbe(NamedTuple):
     def scores(self, x: Tensor) -> Tensor:
         """Logits [M, C] of raw features [M, D]."""
         return (x.to(self.mean.dtype) - self.mean) / self.std @ self.weight.T + self.bias
+
+
+class _LBFGS(Eager, torch.optim.LBFGS):
+    """Torch's own, started sooner."""
 
 
 def linear(
@@ -147,7 +152,7 @@ def fit_logistic(
         theta.grad = torch.cat([grad_weight, residual.sum(dim=0)[:, None]], dim=1)
         return -(log_p * target).sum() / n + l2 / 2 * weight.square().sum()
 
-    optimizer = torch.optim.LBFGS(
+    optimizer = _LBFGS(
         [theta],
         lr=1.0,
         max_iter=max_iterations,

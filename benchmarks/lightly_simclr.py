@@ -1,0 +1,58 @@
+"""One step of SimCLR as lightly's documentation writes it, for ``start.py`` to time.
+
+    python lightly_simclr.py FOLDER DONE STEM
+
+Views of 32 px, a batch of 64 and two workers, as selfsame's run has them. DONE is written after the
+step. STEM is "imagenet", as documented, or "cifar", as lightly's benchmarks of CIFAR-10 have it: a
+first convolution of 3x3 and no pooling.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torchvision
+from lightly.data import LightlyDataset
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms import SimCLRTransform
+from torch import nn
+
+
+class SimCLR(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.projection_head = SimCLRProjectionHead(512, 512, 128)
+
+    def forward(self, x):
+        return self.projection_head(self.backbone(x).flatten(start_dim=1))
+
+
+def main():
+    resnet = torchvision.models.resnet18()
+    if sys.argv[3] == "cifar":
+        resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        resnet.maxpool = nn.Identity()
+    model = SimCLR(nn.Sequential(*list(resnet.children())[:-1]))
+    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+    loader = torch.utils.data.DataLoader(
+        LightlyDataset(sys.argv[1], transform=transform),
+        batch_size=64,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+    )
+    criterion = NTXentLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+    for (x0, x1), _, _ in loader:
+        loss = criterion(model(x0), model(x1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        Path(sys.argv[2]).write_text("done\n")
+        break
+
+
+if __name__ == "__main__":
+    main()
