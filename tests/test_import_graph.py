@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import tiny_settings, write_photos
 
 import selfsame
 
@@ -104,8 +105,30 @@ def test_importing_every_module_imports_no_torchvision_and_no_timm() -> None:
     ]
     code = (
         f"import sys, importlib; [importlib.import_module(m) for m in {modules!r}];"
-        "heavy = {'torchvision', 'timm', 'sklearn', 'pyarrow', 'matplotlib'} & set(sys.modules);"
+        "heavy = {'torchvision', 'timm', 'sklearn', 'pyarrow', 'tifffile'};"
+        "heavy &= set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_and_its_evaluation_import_only_what_they_need(tmp_path: Path) -> None:
+    """Each of these takes a tenth of a second to several; torch itself takes one or two."""
+    photos = write_photos(tmp_path / "photos", count=24, classes=2)
+    out = tmp_path / "run"
+    pretrain = ["pretrain", "simclr", str(photos), "--out", str(out), "--steps", "1"]
+    pretrain += ["--batch-size", "8", *(f"--set={setting}" for setting in tiny_settings())]
+    code = (
+        "import gc, sys, selfsame.cli as c;"
+        "heavy = {'torchvision', 'timm', 'sklearn', 'scipy', 'pandas', 'pyarrow', 'matplotlib',"
+        "         'cv2', 'sympy', 'torch._dynamo', 'torch._inductor'};"
+        f"assert c.main({pretrain!r}) == 0;"
+        f"assert c.main(['evaluate', {str(out)!r}, {str(photos)!r}, '--json']) == 0;"
+        "assert gc.isenabled();"
+        "found = heavy & set(sys.modules);"
+        "sys.exit(f'imported {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (out / "metrics.jsonl").read_text()
