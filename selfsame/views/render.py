@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -19,7 +20,9 @@ from selfsame.views.threads import spread
 Color = Literal["exact", "fast"]
 Colors = Callable[[Tensor, slice], None]  # changes samples in place: their pixels, their rows
 
-_CACHE = 1 << 20  # bytes: on a CPU, float images are worked on in parts of about this size
+# Bytes of float images that a core works on at once. Small ones go together, since to begin an
+# operation costs more than to leave the cache; those above an eighth of it go one by one.
+_PART = 2 << 20
 
 
 def render(
@@ -58,7 +61,8 @@ def render(
         return out
     part = b
     if device.type == "cpu":
-        part = max(1, min(b, _CACHE // (4 * c * size**2)))
+        each, share = 4 * c * size**2, math.ceil(b / torch.get_num_threads())
+        part = min(share, _PART // each) if 8 * each <= _PART else 1
     parts = [slice(i, i + part) for i in range(0, b, part)]
 
     def resize(rows: slice) -> Tensor:
