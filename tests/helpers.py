@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +71,10 @@ def write_photos(folder: Path, count: int = 24, side: int = 32, classes: int = 0
             pixels = (pixels // 3 + np.eye(3)[label % 3] * 150).astype(np.uint8)
         Image.fromarray(pixels).save(place / f"{i:03d}.png")
     return folder
+
+
+def run_fresh(code: str) -> str:
+    """Run code in a new interpreter, which must end well; what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

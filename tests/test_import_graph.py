@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import tiny_settings, write_photos
+from helpers import run_fresh, tiny_settings, write_photos
 
 import selfsame
 
@@ -92,9 +90,7 @@ def test_help_and_version_import_no_torch() -> None:
         "heavy = {'torch', 'numpy', 'torchvision', 'timm', 'PIL'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert selfsame.__version__ in done.stdout
+    assert selfsame.__version__ in run_fresh(code)
 
 
 def test_importing_every_module_imports_no_torchvision_and_no_timm() -> None:
@@ -109,8 +105,7 @@ def test_importing_every_module_imports_no_torchvision_and_no_timm() -> None:
         "heavy &= set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_a_run_and_its_evaluation_import_only_what_they_need(tmp_path: Path) -> None:
@@ -129,6 +124,5 @@ def test_a_run_and_its_evaluation_import_only_what_they_need(tmp_path: Path) -> 
         "found = heavy & set(sys.modules);"
         "sys.exit(f'imported {found}' if found else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
     assert (out / "metrics.jsonl").read_text()

@@ -14,6 +14,7 @@ from PIL import Image
 from selfsame.data import place
 from selfsame.data.arrays import channels_last, within
 from selfsame.data.decode import flatten
+from selfsame.data.order import spaced
 from selfsame.data.parts import IMAGES, LABELS, column
 from selfsame.errors import DataError
 
@@ -85,8 +86,8 @@ class DatasetSource:
     def fingerprint(self) -> str:
         """Hash of the type, the length, the labels and 16 images, evenly spaced."""
         digest = hashlib.sha256(f"{type(self.dataset).__name__} {len(self)}".encode())
-        for i in np.linspace(0, len(self) - 1, min(16, len(self))).astype(int):
-            image = self.read(int(i))
+        for i in spaced(len(self), 16):
+            image = self.read(i)
             digest.update(image if isinstance(image, bytes) else image.tobytes())
         if self.labels is not None:
             digest.update(self.labels.tobytes())

@@ -17,6 +17,7 @@ from selfsame.data import levels as scale
 from selfsame.data.arrays import ArraySource
 from selfsame.data.decode import decode, own_channels, picture_size, raw_values
 from selfsame.data.levels import Levels
+from selfsame.data.order import spaced
 from selfsame.data.pack import PackSource
 from selfsame.data.source import Subset
 from selfsame.errors import DataError, Unreadable, UsageError
@@ -189,7 +190,7 @@ class Images:
         """
         if self._array is not None and self._array.intact is None:
             return Check(0, 0)
-        picked = _spaced(len(self), sample)
+        picked = spaced(len(self), sample)
         good = list(self._pool.map(lambda i: self._try(i) is not None, picked))
         if not any(good):
             self._readable(0)
@@ -268,7 +269,7 @@ def suggest_canvas(source: Source, view_size: int, *, sample: int = 64) -> int:
     The longest side seen in an evenly spaced sample, at most twice the view, rounded up to a
     multiple of 8; exactly the image's longer side where all have one size within that limit.
     """
-    sizes = {_try_to(picture_size, source, i) for i in _spaced(len(source), sample)} - {None}
+    sizes = {_try_to(picture_size, source, i) for i in spaced(len(source), sample)} - {None}
     longest = max((max(size) for size in sizes if size), default=2 * view_size)
     if len(sizes) == 1 and longest <= 2 * view_size:
         return longest
@@ -284,7 +285,7 @@ def measure_levels(source: Source, sample: int = 64) -> Levels | None:
         that holds every value seen; for floats within 0..1, (0, 1); for others the least and the
         greatest value seen. None where all are 8-bit, or integers and floats are mixed.
     """
-    values = (_try_to(raw_values, source, i) for i in _spaced(len(source), sample))
+    values = (_try_to(raw_values, source, i) for i in spaced(len(source), sample))
     return scale.measure(one for one in values if one is not None)
 
 
@@ -293,7 +294,7 @@ def count_channels(source: Source, sample: int = 16) -> int | None:
 
     Arrays and TIFF files have any number. None where they have 1, 3 or 4, or not all the same.
     """
-    counts = {_try_to(own_channels, source, i) for i in _spaced(len(source), sample)}
+    counts = {_try_to(own_channels, source, i) for i in spaced(len(source), sample)}
     return counts.pop() if len(counts) == 1 else None
 
 
@@ -306,7 +307,7 @@ def measure_norm(images: Images, sample: int = 256) -> Norm:
         DataError: Not one image of the whole set is readable.
     """
     counts = np.zeros((images.channels, 256), np.int64)
-    picked = _spaced(len(images), sample)
+    picked = spaced(len(images), sample)
     for start in range(0, len(picked), 16):
         batch = images.batch(torch.tensor(picked[start : start + 16]))
         for pixels, (height, width) in zip(batch.images.numpy(), batch.sizes.tolist(), strict=True):
@@ -318,11 +319,6 @@ def measure_norm(images: Images, sample: int = 256) -> Norm:
     variance = (share * (value - mean[:, None]) ** 2).sum(1)
     std = np.maximum(np.sqrt(variance), 1 / 255)
     return Norm(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _spaced(n: int, sample: int) -> list[int]:
-    """At most ``sample`` indices, evenly spaced over 0..n-1."""
-    return sorted(set(np.linspace(0, n - 1, min(n, sample)).astype(int).tolist()))
 
 
 def _try_to(look: Callable[[bytes | np.ndarray], _T], source: Source, i: int) -> _T | None:

@@ -39,6 +39,11 @@ def _epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return permutation(seed, epoch, n)
 
 
+def spaced(n: int, sample: int) -> list[int]:
+    """At most ``sample`` indices, evenly spaced over 0..n-1."""
+    return sorted(set(np.linspace(0, n - 1, min(n, sample)).astype(int).tolist()))
+
+
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """Full batches in one pass over ``n`` images; what is left over is dropped.
 

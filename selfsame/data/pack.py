@@ -61,6 +61,7 @@ import torch
 from PIL import Image
 
 from selfsame import __version__
+from selfsame.data.order import spaced
 from selfsame.errors import DataError, Unreadable
 from selfsame.types import Batch
 
@@ -292,10 +293,10 @@ def expected_size(images: Images, encode: str, quality: int, sample: int = 64) -
     Raises:
         DataError: Not one image is readable.
     """
-    index = np.linspace(0, len(images) - 1, min(sample, len(images))).astype(np.int64)
+    index = torch.tensor(spaced(len(images), sample))
     sizes = [
         _aligned(len(record)) + ROW.itemsize
-        for part in torch.split(torch.from_numpy(index), _chunk(images))
+        for part in torch.split(index, _chunk(images))
         for record in map(_encoder(encode, quality), _pictures(images.batch(part)))
     ]
     return round(sum(sizes) / len(sizes) * len(images))

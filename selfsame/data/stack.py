@@ -12,6 +12,7 @@ from PIL import Image, TiffImagePlugin
 
 from selfsame.data import place
 from selfsame.data.dataset import pixels_of
+from selfsame.data.order import spaced
 from selfsame.data.picture import MAX_PIXELS
 from selfsame.data.pillow import ignore_warnings
 from selfsame.errors import DataError, Unreadable
@@ -59,9 +60,9 @@ class StackSource:
     def fingerprint(self) -> str:
         """Hash of the file's size, its pages and 16 of them, evenly spaced."""
         digest = hashlib.sha256(f"{place.size(self.path)} {len(self)}".encode())
-        for i in np.linspace(0, len(self) - 1, min(16, len(self))).astype(int):
+        for i in spaced(len(self), 16):
             try:
-                digest.update(self.read(int(i)).tobytes())
+                digest.update(self.read(i).tobytes())
             except Unreadable:  # listed as a bad image where it is read
                 digest.update(b"\0")
         return digest.hexdigest()[:16]

@@ -21,6 +21,7 @@ import numpy as np
 
 from selfsame.data import place
 from selfsame.data.listing import Rows, open_listed
+from selfsame.data.order import spaced
 from selfsame.data.parts import (
     IMAGES,
     LABELS,
@@ -109,9 +110,9 @@ class TableSource:
         paths = dict.fromkeys(group.path for group in self._groups)
         digest.update(repr([place.size(path) for path in paths]).encode())
         digest.update(repr(len(self)).encode())
-        for i in np.linspace(0, len(self) - 1, min(16, len(self))).astype(int):
+        for i in spaced(len(self), 16):
             try:
-                digest.update(self.read(int(i)))
+                digest.update(self.read(i))
             except (Unreadable, OSError):  # listed as a bad image where it is read
                 digest.update(b"\0")
         if self.labels is not None:

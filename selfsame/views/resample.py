@@ -121,9 +121,8 @@ def dense_weights(
         step = torch.where(mirror.to(device), -scale, scale)
         first = torch.where(mirror.to(device), size - 0.5, 0.5)
     offset, stretch = start + first * scale - 0.5, scale.clamp(min=1.0)
-    centre = (offset / stretch)[:, None] + torch.arange(size, device=device) * (step / stretch)[
-        :, None
-    ]
+    steps = torch.arange(size, device=device) * (step / stretch)[:, None]
+    centre = (offset / stretch)[:, None] + steps
     pixel = torch.arange(extent, device=device)
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
     weights = kernel((pixel / stretch[:, None])[:, None] - centre[..., None])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import encoded
+from helpers import run_fresh
 from inputs import labels, names, noted, numbers, png, refused
 from PIL import Image
 from test_archive import write_tar, write_zip
@@ -546,8 +546,7 @@ def test_local_paths_do_not_import_what_is_optional(make_folder: Folder) -> None
         "seen = {'fsspec', 'pyarrow', 'datasets', 'torchvision'} & set(sys.modules)\n"
         "sys.exit(f'imported {seen}' if seen else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_without_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
