@@ -7,7 +7,6 @@ that a file that decayed on the disk is noticed, and the checkpoint before it se
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsame.errors import RunError
-from selfsame.files import atomic, damage, reason, refused, seal
+from selfsame.files import atomic, damage, reason, refused, remove, seal
 
 FORMAT = 2
 _NAME = re.compile(r"step-(\d{8,})")
@@ -56,7 +55,7 @@ def save(
     newer = [path for path in _all(folder) if step_of(path) > step]  # `load_latest` refused them
     killed = folder.glob(".tmp-step-*")  # what a process left that was killed while it saved
     for path in [*older[: 1 - keep or None], *newer, *killed]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     return final
 
 

@@ -83,6 +83,14 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def remove(folder: Path) -> None:
+    """Delete a folder, which is never seen half empty; what cannot be deleted stays."""
+    aside = folder.with_name(f".tmp-{folder.name.removeprefix('.tmp-')}")
+    with suppress(OSError):
+        folder.replace(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def reason(error: BaseException) -> str:
     """Why a file could not be written or read: the system's words where there are any.
 

@@ -62,10 +62,12 @@ def locked(file: Path, what: str) -> Iterator[bool]:
         os.write(descriptor, json.dumps(holder).encode() + b"\n")
         yield held
     finally:
-        if _is(file, descriptor):
-            with suppress(OSError):  # Windows removes no file that is open
-                file.unlink()
-        os.close(descriptor)
+        try:
+            if _is(file, descriptor):
+                with suppress(OSError):  # Windows removes no file that is open
+                    file.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _open(file: Path, what: str) -> tuple[int, bool]:

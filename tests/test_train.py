@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import resource
 import signal
 import subprocess
@@ -15,9 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import textures, tiny_recipe, tiny_settings, write_photos
-from safetensors.torch import load_file
 
-from selfsame import checkpoint
 from selfsame.api import pretrain
 from selfsame.errors import DataError, RunError, UsageError
 from selfsame.methods.simclr import SimCLR
