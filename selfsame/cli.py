@@ -281,10 +281,37 @@ def doctor(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for pretrain.")
     ] = None,
+    verify_resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="A method or a .toml file: train a few steps with and without a stop, compare.",
+        ),
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Print what a run would do, and stop there."""
+    """Print what a run would do, and stop there.
+
+    With --verify-resume: does a run on DATA that is stopped and resumed learn the same, bit for
+    bit? Exit code 1 where it does not.
+    """
     from selfsame.doctor import examine
+
+    if verify_resume is not None:
+        from selfsame.plan import Choices
+        from selfsame.verify import verify_resume as verify
+
+        if not data:
+            raise UsageError(
+                "--verify-resume needs data",
+                tip=f"selfsame doctor DATA --verify-resume {verify_resume}",
+            )
+        choices = Choices(
+            recipe, backbone, size, batch_size=batch_size, settings=tuple(settings or ())
+        )
+        for line in verify(verify_resume, _data(data), choices, device=device):
+            print(line, flush=True)
+        return
 
     for line in examine(
         _data(data) if data else None,

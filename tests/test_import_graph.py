@@ -24,7 +24,7 @@ FLOORS = [
     {"console", "encoder", "guard", "plan"},
     {"train", "evals"},
     {"api"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "verify"},
     {"cli"},
 ]
 

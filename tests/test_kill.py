@@ -26,6 +26,7 @@ from helpers import textures, tiny_recipe, write_photos
 
 from selfsame import checkpoint
 from selfsame.api import pretrain
+from selfsame.cli import main
 from selfsame.errors import SelfsameError
 from selfsame.files import damage
 
@@ -145,8 +146,8 @@ def sweep(
     short = count.pop("short")
     words = ", ".join(f"{n} x {kind}" for kind, n in count.items())
     print(
-        f"\n{sum(count.values())} faults injected ({words}) and {short} writes cut short, in runs of "
-        f"{len(log)} operations"
+        f"\n{sum(count.values())} faults injected ({words}) and {short} writes cut short, "
+        f"in runs of {len(log)} operations"
     )
 
 
@@ -195,7 +196,7 @@ def test_real_processes_that_are_killed_end_with_the_same_bits(tmp_path: Path) -
     assert kill_from_inside(photos, run, choose.randrange(30, 300)) == -signal.SIGKILL
     assert kill_from_outside(photos, run, choose.randrange(10, 30)) == -signal.SIGKILL
     for each in (run, other):
-        subprocess.run(command(photos, each, "--resume"), check=True, capture_output=True)
+        assert main(arguments(photos, each, "--resume")) == 0
     check(run, remains(other), f"seed {seed}")
     print("2 processes killed")
 

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import textures, tiny_recipe, tiny_settings, write_photos
+from children import rows
+from helpers import textures, tiny_recipe, write_photos
 
 from selfsame.api import pretrain
 from selfsame.errors import DataError, RunError, UsageError
 from selfsame.methods.simclr import SimCLR
 from selfsame.types import Progress
-
-STEPS = 40
-
-
-def command(photos: Path, out: Path, *more: str) -> list[str]:
-    settings = [word for s in tiny_settings() for word in ("--set", s)]
-    return [
-        *(sys.executable, "-m", "selfsame", "pretrain", "simclr", str(photos), "--out", str(out)),
-        *("--steps", str(STEPS), "--batch-size", "8", "--recipe", "small", "--device", "cpu"),
-        *("--save-every", "4", "--log-every", "1", *settings, *more),
-    ]
-
-
-def rows(run: Path, name: str = "metrics") -> list[dict[str, float]]:
-    file = run / f"{name}.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [
-        {k: v for k, v in row.items() if k not in ("images_per_second", "waiting")} for row in found
-    ]
-
-
-def start_and_wait(arguments: list[str], run: Path, step: int) -> subprocess.Popen[str]:
-    """Start a run and return once it has logged ``step``."""
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        logged = rows(run)
-        if logged and logged[-1]["step"] >= step:
-            return process
-        time.sleep(0.002)
-    if process.poll() is None:
-        process.kill()
-    raise AssertionError(f"the run never reached step {step}: {process.communicate()[1]}")
 
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path: Path) -> None:
