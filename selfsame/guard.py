@@ -20,7 +20,7 @@ from selfsame.run import RunDirectory
 from selfsame.types import Source
 
 IN_A_ROW = 10  # steps left out, after which a run ends: it will not recover by itself
-SHARE = 0.01  # of all steps of a run, likewise; IN_A_ROW are always allowed
+SHARE = 0.01  # of all steps of a run, likewise; in short runs, twice IN_A_ROW
 
 
 class Limits(NamedTuple):
@@ -32,7 +32,7 @@ class Limits(NamedTuple):
     @classmethod
     def of(cls, steps: int) -> Limits:
         """Those of a run of so many steps: one in which nothing is learnt does not end well."""
-        return cls(min(IN_A_ROW, steps), max(IN_A_ROW, int(SHARE * steps)))
+        return cls(min(IN_A_ROW, steps), max(2 * IN_A_ROW, int(SHARE * steps)))
 
 
 class Guard:

@@ -83,14 +83,16 @@ def train(
         keep(run, start, method, optimizer)  # to go back to
 
     def judge(done: int) -> None:
-        if evaluate is not None:
-            with interrupt.leaving():  # where it is left, it is made up for when the run goes on
-                evaluate(method, done)
-            method.train()
+        assert evaluate is not None
+        with interrupt.leaving():  # where it is left, it is made up for when the run goes on
+            evaluate(method, done)
+        method.train()
 
     with interrupt, loader:
-        if start and eval_is_due(start, plan.total, eval_every):
+        if evaluate is not None and start and eval_is_due(start, plan.total, eval_every):
             judge(start)
+            if interrupt.asked:
+                return start
         for step, (epoch, batch) in enumerate(loader, start):
             # 1. the views of this step, made on the device
             t = plan.progress(step)
@@ -117,7 +119,7 @@ def train(
             healthy &= torch.isfinite(out.loss.detach() + gradient)
             log = done % log_every == 0 or done == plan.total
             save = save_is_due(done, plan.total, save_every, saved_at) or interrupt.asked
-            evaluating = eval_is_due(done, plan.total, eval_every)
+            evaluating = evaluate is not None and eval_is_due(done, plan.total, eval_every)
             if not (careful or log or save or evaluating) or dist.all_true(healthy).item():
                 optimizer.step()
                 method.after_step(t, [out.carry])
