@@ -51,12 +51,18 @@ def save(
     except (OSError, RuntimeError) as error:  # torch's own, over the system's
         then = f"go on with --resume from {_last(folder)}"
         raise refused(f"the checkpoint of step {step}", error, then) from error
-    older = [path for path in _all(folder) if step_of(path) < step]
-    newer = [path for path in _all(folder) if step_of(path) > step]  # `load_latest` refused them
-    killed = folder.glob(".tmp-step-*")  # what a process left that was killed while it saved
-    for path in [*older[: 1 - keep or None], *newer, *killed]:
-        remove(path)
+    for newer in _all(folder):
+        if step_of(newer) > step:  # `load_latest` refused it
+            remove(newer)
+    prune(folder, step, keep)
     return final
+
+
+def prune(folder: Path, step: int, keep: int = 2) -> None:
+    """Drop what is needless beside the checkpoint of ``step``: old ones, and unfinished ones."""
+    older = [path for path in _all(folder) if step_of(path) < step]
+    for path in [*older[: 1 - keep or None], *folder.glob(".tmp-*")]:
+        remove(path)
 
 
 def not_finite(method: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:

@@ -92,28 +92,30 @@ def remove(folder: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be written or read: the system's words where there are any.
-
-    Libraries that write files tend to raise an error of their own over the system's.
-    """
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, OSError) and at.strerror:
-            return at.strerror
-        at = at.__cause__ or at.__context__
+    """Why a file could not be written or read: the system's words where there are any."""
+    system = _system(error)
+    if system is not None:
+        return str(system.strerror)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def refused(what: str, error: BaseException, then: str = "continue with --resume") -> RunError:
     """The error of something that could not be written. ``what`` is a file, or a thing in words."""
-    said = reason(error)
-    if any(said == os.strerror(code) for code in _FORBIDDEN):
+    system = _system(error)
+    if system is not None and system.errno in _FORBIDDEN:
         first = "make the folder writable"
-    elif any(said == os.strerror(code) for code in _FULL) or not isinstance(error, OSError):
+    elif system is not None and system.errno in _FULL:
         first = "free some disk space"
     else:
-        first = "check the disk"
-    return RunError(f"cannot write {what}: {said}", tip=f"{first}, then {then}")
+        first = "check the disk and the space on it"
+    return RunError(f"cannot write {what}: {reason(error)}", tip=f"{first}, then {then}")
+
+
+def _system(error: BaseException | None) -> OSError | None:
+    """The system's error in a chain: libraries that write files raise one of their own over it."""
+    while error is not None and not (isinstance(error, OSError) and error.strerror):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _replace_folder(temporary: Path, final: Path) -> None:

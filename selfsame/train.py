@@ -178,6 +178,7 @@ def restore(
 ) -> int:
     """Load the newest good checkpoint into the method and the optimiser; the steps done."""
     state = checkpoint.load_latest(run.checkpoints, console.say)
+    checkpoint.prune(run.checkpoints, state["step"] if state else 0)  # a killed process could not
     if state is None:
         return 0
     method.load_state_dict(state["method"])
