@@ -52,7 +52,7 @@ class Guard:
         self.run = run
         self.source = source
         self.limits = Limits.of(steps)
-        done = [int(row["step"]) for row in run.rows("nonfinite")]
+        done = [int(row["step"]) for row in run.rows("nonfinite") if row["step"] <= start]
         self.total = len(done)
         self.row = 0
         while start - self.row in done:
