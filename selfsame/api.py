@@ -31,6 +31,7 @@ from selfsame.errors import UsageError, unknown
 from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
 from selfsame.evals.features import Bank, bank, pixel_bank
 from selfsame.files import atomic
+from selfsame.interrupt import Interrupt
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
 from selfsame.run import RunDirectory, environment
@@ -51,8 +52,9 @@ class Result:
     run: Path
     encoder: Encoder
     steps: int  # optimiser steps done
-    finished: bool  # False where the user interrupted it
+    finished: bool  # False where it was interrupted
     health: Mapping[str, float]
+    signal: int | None = None  # that interrupted it
 
 
 def pretrain(
@@ -97,14 +99,14 @@ def pretrain(
         val: labelled images: kNN during training and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
-        resume: continue the run in ``out``.
+        resume: continue the run in ``out``; begin it where there is none yet.
         device: "cpu", "cuda", ...; by default the first GPU where there is one.
         quiet: say nothing on the terminal.
 
     Raises:
         UsageError: wrong names, keys or values, or an ``out`` that cannot be used.
         DataError: no images.
-        RunError: a loss that is not finite, or a full disk.
+        RunError: too many steps that are not finite, or a disk that refuses.
     """
     choices = Choices(
         recipe, backbone, size, epochs, steps, batch_size, seed, precision, tuple(settings)
@@ -118,21 +120,27 @@ def pretrain(
             raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
     labelled = None if val is None else open_labelled(val)
     continuing = resume and (Path(out) / "recipe.toml").is_file()
-    if continuing:
-        run = RunDirectory.open(out)
-        plan = planning.resume(run, method, data, choices, device)
-    else:
-        plan = planning.make(method, data, choices, device)
-    with plan.images:
+    run = RunDirectory(out)
+    with ExitStack() as stack:
+        if continuing:
+            run = RunDirectory.open(out)
+            locks = stack.enter_context(run.lock())
+            plan = planning.resume(run, method, data, choices, device)
+        else:
+            plan = planning.make(method, data, choices, device)
+        stack.enter_context(plan.images)
         checked = plan.images.check()
         built = plan.build()  # what cannot be built leaves no run directory behind
         description = plan.describe(built)
         if not continuing:
+            locks = stack.enter_context(run.lock())
             run = RunDirectory.create(out)
             run.write_json("run.json", _facts(plan))
             run.write("recipe.toml", plan.recipe.to_toml())  # last: it makes the folder a run
         console = Console(run, quiet=quiet)
         console.say(*description)
+        if not locks:
+            console.say(f"note       no locks on this file system: start no other run in {out}")
         if checked.bad:
             console.say(
                 f"bad        {checked.bad} of {checked.sampled} sampled images cannot be read; "
@@ -141,22 +149,26 @@ def pretrain(
 
         def judge(method: Method, step: int) -> None:
             assert labelled is not None
+            if any(r["step"] == step and r["protocol"] == "knn" for r in run.rows("eval")):
+                return  # before a stop
             features = bank(_encoder(plan, method), labelled)
             scores = knn(*features, ks=(20,))
             run.append("eval", [{"step": step, "protocol": "knn", **scores}])
             console.say(f"step {step:,}: kNN {scores['knn']:.3f}")
 
+        interrupt = Interrupt()
         steps = train(
             plan,
             built,
             run,
             console,
+            interrupt=interrupt,
             save_every=save_every,
             log_every=log_every,
             eval_every=max(1, plan.total // EVALUATIONS),
             evaluate=judge if labelled is not None else None,
         )
-        finished = steps == plan.total
+        finished = steps == plan.total and not interrupt.asked
         encoder = _encoder(plan, built).eval()
         health = _health(encoder, plan.images)
         run.append("eval", [{"step": steps, "protocol": "health", **health}])
@@ -169,8 +181,8 @@ def pretrain(
             steps=plan.total,
             evaluation=health,
         )
-        console.say(*_closing(plan, run, steps, health))
-    return Result(run.path, encoder, steps, finished, health)
+        console.say(*_closing(plan, run, steps, finished, health))
+    return Result(run.path, encoder, steps, finished, health, interrupt.signal)
 
 
 def evaluate(
@@ -441,7 +453,9 @@ def _health(encoder: Encoder, images: Images) -> dict[str, float]:
     }
 
 
-def _closing(plan: Plan, run: RunDirectory, steps: int, health: Mapping[str, float]) -> list[str]:
+def _closing(
+    plan: Plan, run: RunDirectory, steps: int, finished: bool, health: Mapping[str, float]
+) -> list[str]:
     """The verdict, and where things are."""
     collapsed = health["feature_std"] < 0.1 * health["feature_std_reference"]
     lines = [
@@ -451,6 +465,11 @@ def _closing(plan: Plan, run: RunDirectory, steps: int, health: Mapping[str, flo
     ]
     if plan.images.bad:
         lines.append(f"bad        {len(plan.images.bad)} images could not be read")
-    if steps < plan.total:
+    if skipped := run.rows("nonfinite"):
+        lines.append(
+            f"left out   {len(skipped)} steps whose loss or gradient was not finite; "
+            "nonfinite.jsonl lists their images"
+        )
+    if not finished:
         lines.append(f"stopped    at step {steps:,} of {plan.total:,}; continue with --resume")
     return [*lines, f"saved      {run.path}"]

@@ -1,7 +1,8 @@
 """The command line. It imports what a command needs when the command runs: help stays fast.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the run
-failed, 2 wrong use, 130 stopped by the user (with a checkpoint, where training had begun).
+failed, 2 wrong use, 128 + N stopped by signal N: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1 on Linux. A
+run that was stopped has a checkpoint, where training had begun, and ``--resume`` continues it.
 """
 
 from __future__ import annotations
@@ -111,10 +112,16 @@ def pretrain(
         int | None, typer.Option(help="Steps between checkpoints. [default: 10 minutes]")
     ] = None,
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or begin it.")
+    ] = False,
     device: Device = None,
 ) -> None:
-    """Learn a representation from unlabelled images."""
+    """Learn a representation from unlabelled images.
+
+    Ctrl-C, SIGTERM and SIGUSR1 save and stop, with exit code 128 + signal (130, 143, 138); the same
+    command with --resume goes on, bit for bit as if it had never stopped.
+    """
     import selfsame
 
     result = selfsame.pretrain(
@@ -137,7 +144,7 @@ def pretrain(
         device=device,
     )
     if not result.finished:
-        raise typer.Exit(130)
+        raise typer.Exit(128 + (result.signal or 2))
     _say(f"next       selfsame evaluate {out} LABELLED/")
     _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
 
@@ -274,10 +281,37 @@ def doctor(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for pretrain.")
     ] = None,
+    verify_resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="A method or a .toml file: train a few steps with and without a stop, compare.",
+        ),
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Print what a run would do, and stop there."""
+    """Print what a run would do, and stop there.
+
+    With --verify-resume: does a run on DATA that is stopped and resumed learn the same, bit for
+    bit? Exit code 1 where it does not.
+    """
     from selfsame.doctor import examine
+
+    if verify_resume is not None:
+        from selfsame.plan import Choices
+        from selfsame.verify import verify_resume as verify
+
+        if not data:
+            raise UsageError(
+                "--verify-resume needs data",
+                tip=f"selfsame doctor DATA --verify-resume {verify_resume}",
+            )
+        choices = Choices(
+            recipe, backbone, size, batch_size=batch_size, settings=tuple(settings or ())
+        )
+        for line in verify(verify_resume, _data(data), choices, device=device):
+            print(line, flush=True)
+        return
 
     for line in examine(
         _data(data) if data else None,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from selfsame.api import PROTOCOLS, pretrain, score
+from selfsame.api import PROTOCOLS, Result, pretrain, score
 from selfsame.console import Console
 from selfsame.data import Labelled, Subset
 from selfsame.data.arrays import ArraySource
@@ -88,19 +88,21 @@ def control_recipe() -> Recipe:
 def demo(out: Path, seed: int = 0) -> dict[str, Any]:
     """Pretrain, score beside the controls, and leave a run directory: ``evaluate``'s report."""
     data = sample()
-    result = pretrain("simclr", data.train, out=out, recipe=recipe(), seed=seed)
+    result = _whole(pretrain("simclr", data.train, out=out, recipe=recipe(), seed=seed))
     run = RunDirectory(out)
     console = Console(run)
     console.say(f"control    the same encoder, supervised, with {LABELS_A_CLASS} labels a class")
     assert data.train.labels is not None
     few = [np.flatnonzero(data.train.labels == c)[:LABELS_A_CLASS] for c in range(10)]
-    taught = pretrain(
-        "supervised",
-        Subset(data.train, np.concatenate(few)),
-        out=out / "control-supervised",
-        recipe=control_recipe(),
-        seed=seed,
-        quiet=True,
+    taught = _whole(
+        pretrain(
+            "supervised",
+            Subset(data.train, np.concatenate(few)),
+            out=out / "control-supervised",
+            recipe=control_recipe(),
+            seed=seed,
+            quiet=True,
+        )
     )
     console.say("scoring    kNN and a linear probe on each")
     random = random_like(result.encoder, seed)
@@ -118,3 +120,10 @@ def demo(out: Path, seed: int = 0) -> dict[str, Any]:
     }
     run.append("eval", [{"step": result.steps, "protocol": "demo", **report}])
     return report
+
+
+def _whole(result: Result) -> Result:
+    """The result of a run to its end; a signal that stopped it stops the demonstration too."""
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result

@@ -57,6 +57,15 @@ def mean(x: Tensor) -> Tensor:
     return x if world_size() == 1 else total(x) / world_size()
 
 
+def all_true(x: Tensor) -> Tensor:
+    """Where ``x``, bool, is true on every rank: the same on all. A device is not waited for."""
+    if world_size() == 1:
+        return x
+    found = x.to(torch.int32)
+    torch_dist.all_reduce(found, torch_dist.ReduceOp.MIN)
+    return found.bool()
+
+
 def _initialised() -> bool:
     return torch_dist.is_available() and torch_dist.is_initialized()
 

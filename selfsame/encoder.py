@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from selfsame import backbones, checkpoint, machine, methods
 from selfsame.data import Images, open_source
 from selfsame.data.levels import Levels
-from selfsame.errors import DataError, RunError, UsageError
-from selfsame.files import atomic
+from selfsame.errors import DataError, UsageError
+from selfsame.files import atomic, refused
 from selfsame.recipe import BackboneConfig, Recipe
 from selfsame.run import RunDirectory
 from selfsame.types import Backbone, Batch, Features, Norm, Source
@@ -140,10 +141,7 @@ class Encoder(nn.Module):
             with atomic(folder / WEIGHTS) as temporary:
                 save_file(weights, temporary)
         except Exception as error:  # safetensors has its own error for a failed write
-            raise RunError(
-                f"cannot write {folder / WEIGHTS}: {error}",
-                tip="free some disk space, then continue with --resume",
-            ) from error
+            raise refused(str(folder / WEIGHTS), error) from error
         self.card = {
             "format": 1,
             "backbone": self.config.model_dump() if self.config else None,
@@ -271,13 +269,13 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
 
 def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     """The encoder in the newest checkpoint of a run that has not ended."""
-    newest = checkpoint.latest(run.checkpoints)
-    if newest is None:
+    state = checkpoint.load_latest(run.checkpoints, lambda line: print(line, file=sys.stderr))
+    if state is None:
         raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
     recipe = methods.read_recipe(run.recipe)
     network = _build(recipe.backbone, recipe.image_size, recipe.channels, backbone)
     method = methods.find(recipe.method.name)(recipe.method, network)
-    method.load_state_dict(checkpoint.load(newest)["method"])
+    method.load_state_dict(state["method"])
     return of_recipe(method.encoder(), recipe, named=backbone is None)
 
 

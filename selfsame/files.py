@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from selfsame.errors import RunError
+
+SUMS = "SHA256SUMS"  # in the format of coreutils: `sha256sum -c SHA256SUMS` checks a folder, too
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NOT_HERE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # file systems that flush no folders
 
 
 def cache_folder() -> Path:
@@ -33,25 +43,111 @@ def atomic(final: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in [temporary, *temporary.rglob("*")]:
-            _sync(path)
-        if final.is_dir():
-            _remove(final)
-        temporary.replace(final)
-        _sync(final.parent)
+            sync(path)
+        if final.is_dir():  # a folder cannot be replaced in one go: it waits beside
+            _replace_folder(temporary, final)
+        else:
+            temporary.replace(final)
+        sync(final.parent)
     except BaseException:
-        _remove(temporary)
+        with suppress(OSError):  # the first error counts; the next writer removes what is left
+            _remove(temporary)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk, where the system can."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # Windows opens no folders
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if folder or os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (folder and error.errno in _NOT_HERE):
+            raise
     finally:
         os.close(descriptor)
+
+
+def seal(folder: Path) -> None:
+    """Note the checksums of a folder's files in it, so that `damage` can find what has decayed."""
+    lines = [
+        f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in words; None where it is as it was written."""
+    try:
+        lines = (folder / SUMS).read_text("utf-8").splitlines()
+        if not lines:
+            return f"{SUMS} is empty"
+        for line in lines:
+            expected, _, name = line.partition("  ")
+            if _sha256(folder / name) != expected:
+                return f"{name} is not what was written (its SHA-256 differs)"
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, which is never seen half empty; what cannot be deleted stays."""
+    aside = folder.with_name(f".tmp-{folder.name.removeprefix('.tmp-')}")
+    with suppress(OSError):
+        folder.replace(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be written or read: the system's words where there are any."""
+    system = _system(error)
+    if system is not None:
+        return str(system.strerror)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def refused(what: str, error: BaseException, then: str = "continue with --resume") -> RunError:
+    """The error of something that could not be written. ``what`` is a file, or a thing in words."""
+    system = _system(error)
+    if system is not None and system.errno in _FORBIDDEN:
+        first = "make the folder writable"
+    elif system is not None and system.errno in _FULL:
+        first = "free some disk space"
+    else:
+        first = "check the disk and the space on it"
+    return RunError(f"cannot write {what}: {reason(error)}", tip=f"{first}, then {then}")
+
+
+def _system(error: BaseException | None) -> OSError | None:
+    """The system's error in a chain: libraries that write files raise one of their own over it."""
+    while error is not None and not (isinstance(error, OSError) and error.strerror):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _replace_folder(temporary: Path, final: Path) -> None:
+    aside = final.with_name(f".tmp-old-{final.name}")
+    _remove(aside)
+    final.replace(aside)
+    try:
+        temporary.replace(final)
+    except BaseException:
+        aside.replace(final)
+        raise
+    _remove(aside)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:

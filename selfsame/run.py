@@ -4,27 +4,43 @@ recipe.toml            the resolved recipe
 run.json               command, options, versions, hardware, data fingerprint
 metrics.jsonl          one line a logging interval      eval.jsonl   one line an evaluation
 bad_images.jsonl       images that could not be read    log.txt      what was said
+nonfinite.jsonl        steps that were skipped because the loss or the gradient was not finite:
+                       ``step`` (steps done, this one included), ``loss`` and ``grad_norm`` (text:
+                       "nan", "inf" or a number), and the images of the step: ``index``, their
+                       positions in the data, and ``name``, their paths
 checkpoints/           see ``checkpoint``
 backbone.safetensors   the encoder's weights            card.json    what they are
+lock                   who writes here now
+
+Values that JSON has no word for are null.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from selfsame import __version__
-from selfsame.errors import RunError, UsageError
-from selfsame.files import atomic
+from selfsame.errors import UsageError
+from selfsame.files import atomic, refused, sync
+from selfsame.lock import locked
 from selfsame.types import BadImage
 
 FORMAT = 1
+LOCK = "lock"
+UNBORN = {LOCK, "checkpoints", "log.txt", "run.json", ".tmp-run.json", ".tmp-recipe.toml"}
+"""What a run may have written before its recipe, without which it is none."""
+ROWS = ("metrics", "eval", "bad_images", "nonfinite")
 
 
 class RunDirectory:
@@ -33,29 +49,46 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Keep other runs out while the block runs; readers need no lock.
+
+        The folder is made where there is none. Yields whether the file system has locks.
+
+        Raises:
+            UsageError: another process trains here, or the folder cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context(locked(self.path / LOCK, str(self.path)))
+            except OSError as error:
+                raise _cannot_use(self.path, error) from None
+            yield held
+
     @classmethod
     def create(cls, path: str | Path) -> RunDirectory:
-        """Make a new run directory.
+        """Make a new run directory, or begin anew one whose making was cut short.
 
         Raises:
             UsageError: the folder is not empty, or cannot be written.
         """
         run = cls(path)
         try:
-            if run.path.is_dir() and any(run.path.iterdir()):
-                done = (run.path / "recipe.toml").exists()
+            found = {file.name for file in run.path.iterdir()} if run.path.is_dir() else set()
+            if not found <= UNBORN or (run.checkpoints.is_dir() and any(run.checkpoints.iterdir())):
+                done = "recipe.toml" in found
                 raise UsageError(
                     f"{run.path} is not empty",
                     tip=("continue that run with --resume, or " if done else "")
                     + "name another folder with --out",
                 )
-            run.checkpoints.mkdir(parents=True)
+            for name in found - {LOCK, "checkpoints"}:
+                (run.path / name).unlink()
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
             run.append("log", [])
         except OSError as error:
-            raise UsageError(
-                f"cannot write to {run.path}: {error.strerror or error}",
-                tip="name a folder that you may write to with --out",
-            ) from None
+            raise _cannot_use(run.path, error) from None
         return run
 
     @classmethod
@@ -100,51 +133,97 @@ class RunDirectory:
             with atomic(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise _refused(self.path / name, error) from error
+            raise refused(str(self.path / name), error) from error
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a whole JSON file: complete or absent."""
         self.write(name, json.dumps(value, indent=2) + "\n")
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any] | str]) -> None:
-        """Append rows to ``NAME.jsonl``, or lines to ``NAME.txt`` where they are text."""
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        file = self.path / (f"{name}.txt" if name == "log" else f"{name}.jsonl")
+        """Append rows to ``NAME.jsonl``, or lines to ``NAME.txt`` where they are text.
+
+        All of them or, where the disk refuses, none; half a line that a crash left is dropped.
+        """
+        lines = [row if isinstance(row, str) else _json(row) for row in rows]
+        file = self._file(name)
         try:
-            with file.open("a", encoding="utf-8") as stream:
-                stream.writelines(line + "\n" for line in lines)
+            with file.open("a+b", buffering=0) as stream:
+                size = _end_of_lines(stream)
+                rest = memoryview("".join(line + "\n" for line in lines).encode())
+                try:
+                    while rest:
+                        rest = rest[stream.write(rest) :]
+                except OSError:
+                    stream.truncate(size)
+                    raise
         except OSError as error:
-            raise _refused(file, error) from error
+            raise refused(str(file), error) from error
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of ``NAME.jsonl``. A last line cut short by a crash is left out."""
-        file = self.path / f"{name}.jsonl"
+        file = self._file(name)
         if not file.is_file():
             return []
         found = []
-        for line in file.read_text("utf-8").splitlines(keepends=True):
+        for line in file.read_text("utf-8", errors="replace").splitlines(keepends=True):
             if line.endswith("\n"):
                 found.append(json.loads(line))
         return found
 
+    def sync(self) -> None:
+        """Flush the rows to the disk, so that a checkpoint does not outlive those before it."""
+        try:
+            for name in ROWS:
+                if (file := self._file(name)).is_file():
+                    sync(file)
+        except OSError as error:
+            raise refused(str(file), error) from error
+
     def rewind(self, step: int) -> None:
         """Forget rows of steps after ``step``: a resumed run writes them again."""
-        for name in ("metrics", "eval", "bad_images"):
-            if (self.path / f"{name}.jsonl").is_file():
+        for name in ROWS:
+            if self._file(name).is_file():
                 kept = [row for row in self.rows(name) if row.get("step", 0) <= step]
-                self.write(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+                self.write(f"{name}.jsonl", "".join(_json(row) + "\n" for row in kept))
 
     def add_bad_images(self, found: Iterable[BadImage]) -> None:
         """Record unreadable images, each once."""
         known = {row["index"] for row in self.rows("bad_images")}
         self.append("bad_images", [image._asdict() for image in found if image.index not in known])
 
+    def _file(self, name: str) -> Path:
+        return self.path / (f"{name}.txt" if name == "log" else f"{name}.jsonl")
 
-def _refused(file: Path, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write {file}: {error.strerror or error}",
-        tip="free some disk space, then continue with --resume",
+
+def _cannot_use(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot write to {path}: {error.strerror or error}",
+        tip="name a folder that you may write to, on a disk with space, with --out",
     )
+
+
+def _end_of_lines(stream: FileIO) -> int:
+    """The size of a file in bytes, after half a line at its end was cut off."""
+    end = size = stream.seek(0, os.SEEK_END)
+    while end:
+        stream.seek(max(0, end - 4096))
+        block = stream.read(end - stream.tell())
+        if newline := block.rfind(b"\n") + 1:
+            end += newline - len(block)
+            break
+        end -= len(block)
+    if end != size:
+        stream.truncate(end)
+    return end
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    """One line of JSON; numbers that it has no word for are null."""
+    try:
+        return json.dumps(row, allow_nan=False)
+    except ValueError:
+        lost = {k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+        return json.dumps({k: None if k in lost else v for k, v in row.items()})
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from selfsame import demo
+from selfsame.api import Result
 
 
 def test_the_sample_is_what_it_says() -> None:
@@ -30,6 +31,21 @@ def test_the_package_carries_at_most_12_megabytes() -> None:
     folder = Path(demo.__file__).parent / "assets"
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 12_000_000
     assert "Krizhevsky" in (folder / "README.md").read_text("utf-8")
+
+
+def test_a_demo_that_is_stopped_goes_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[str] = []
+
+    def stopped(method: str, *_: object, **options: object) -> Result:
+        learnt.append(method)
+        return Result(tmp_path, None, 3, False, {}, 2)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(demo, "pretrain", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo(tmp_path)
+    assert learnt == ["simclr"]
 
 
 @pytest.mark.slow

@@ -54,3 +54,13 @@ def test_two_processes_equal_one(ranks: Ranks) -> None:
     torch.testing.assert_close((first["loss"] + second["loss"]) / 2, loss.detach())
     torch.testing.assert_close((first["w"] + second["w"]) / 2, weight.grad)
     torch.testing.assert_close(torch.cat([first["x"], second["x"]]) / 2, whole.grad)
+
+
+def _agree(flags: list[bool]) -> list[bool]:
+    mine = torch.tensor(flags if dist.rank() else [True] * len(flags))
+    return dist.all_true(mine).tolist()
+
+
+def test_all_ranks_agree_on_what_is_finite(ranks: Ranks) -> None:
+    assert ranks(_agree, [True, False]) == [[True, False]] * 2
+    assert dist.all_true(torch.tensor(False)).item() is False

@@ -15,16 +15,16 @@ ROOT = Path(selfsame.__file__).parent
 # lowest first; modules on one floor may import each other only inside one package
 FLOORS = [
     {"errors", "config"},
-    {"files", "rng", "dist", "schedule", "machine", "views.spec", "types"},
+    {"files", "lock", "interrupt", "rng", "dist", "schedule", "machine", "views.spec", "types"},
     {"optim", "data"},
     {"recipe", "views"},
     {"nn", "checkpoint", "run"},
     {"backbones"},
     {"methods"},
-    {"console", "encoder", "plan"},
+    {"console", "encoder", "guard", "plan"},
     {"train", "evals"},
     {"api"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "verify"},
     {"cli"},
 ]
 

@@ -41,6 +41,14 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Usage: selfsame" in capsys.readouterr().out
 
 
+def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "save and stop, with exit code 128 + signal (130, 143, 138)" in said
+    assert main(["doctor", "--help"]) == 0
+    assert "--verify-resume" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
