@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfsame import machine
+from selfsame import dist, machine
 from selfsame import plan as planning
 from selfsame.console import Console
 from selfsame.data import (
@@ -55,6 +54,7 @@ class Result:
     health: Mapping[str, float]
 
 
+@dist.launched()
 def pretrain(
     method: str,
     data: Any,
@@ -73,10 +73,13 @@ def pretrain(
     save_every: int | None = None,
     log_every: int = 10,
     resume: bool = False,
+    accumulate: int = 1,
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
     """Learn a representation from unlabelled images.
+
+    Under torchrun every process calls it alike: each learns from its part of every batch.
 
     Args:
         method: a name of ``selfsame.methods.METHODS``, or ``module:Class``.
@@ -97,40 +100,45 @@ def pretrain(
         val: labelled images: kNN during training and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
-        resume: continue the run in ``out``.
+        resume: continue the run in ``out``, on any number of processes.
+        accumulate: micro-batches that each step's batch is taken in, with the gradient of the
+            whole, where memory is short.
         device: "cpu", "cuda", ...; by default the first GPU where there is one.
         quiet: say nothing on the terminal.
 
     Raises:
         UsageError: wrong names, keys or values, or an ``out`` that cannot be used.
         DataError: no images.
-        RunError: a loss that is not finite, or a full disk.
+        RunError: a loss that is not finite, a full disk, or a process that was lost.
     """
     choices = Choices(
         recipe, backbone, size, epochs, steps, batch_size, seed, precision, tuple(settings)
     )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("a run is one process for now", tip="start it without torchrun")
-    if epochs is not None and steps is not None:
-        raise UsageError("give either epochs or steps, not both")
-    for name, count in (("save_every", save_every), ("log_every", log_every)):
-        if count is not None and count < 1:
-            raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
-    labelled = None if val is None else open_labelled(val)
-    continuing = resume and (Path(out) / "recipe.toml").is_file()
-    if continuing:
-        run = RunDirectory.open(out)
-        plan = planning.resume(run, method, data, choices, device)
-    else:
-        plan = planning.make(method, data, choices, device)
+    with dist.agreed():
+        if epochs is not None and steps is not None:
+            raise UsageError("give either epochs or steps, not both")
+        for name, count in (("save_every", save_every), ("log_every", log_every)):
+            if count is not None and count < 1:
+                raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
+        continuing = dist.on_main(lambda: resume and (Path(out) / "recipe.toml").is_file())
+        labelled = None if val is None else open_labelled(val)
+        if continuing:
+            run = RunDirectory.open(out)
+            plan = planning.resume(run, method, data, choices, device)
+        else:
+            plan = planning.make(method, data, choices, device)
+        plan.divide(accumulate)
     with plan.images:
-        checked = plan.images.check()
-        built = plan.build()  # what cannot be built leaves no run directory behind
+        with dist.agreed():
+            checked = plan.images.check()
+            built = plan.build()  # what cannot be built leaves no run directory behind
+        plan.agree()
         description = plan.describe(built)
         if not continuing:
-            run = RunDirectory.create(out)
-            run.write_json("run.json", _facts(plan))
-            run.write("recipe.toml", plan.recipe.to_toml())  # last: it makes the folder a run
+            with dist.agreed():
+                run = RunDirectory.create(out)
+                run.write_json("run.json", _facts(plan))
+                run.write("recipe.toml", plan.recipe.to_toml())  # last: it makes the folder a run
         console = Console(run, quiet=quiet)
         console.say(*description)
         if checked.bad:
@@ -158,7 +166,7 @@ def pretrain(
         )
         finished = steps == plan.total
         encoder = _encoder(plan, built).eval()
-        health = _health(encoder, plan.images)
+        health = dist.on_main(lambda: _health(encoder, plan.images))
         run.append("eval", [{"step": steps, "protocol": "health", **health}])
         encoder.save(
             run.path,
@@ -421,6 +429,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
     return {
         **environment(machine.describe(plan.device)),
         "device": str(plan.device),
+        "accumulate": plan.accumulate,
         "recipe": plan.recipe.hash(),
         "data": {"images": len(source), "fingerprint": source.fingerprint()},
     }

@@ -112,9 +112,15 @@ def pretrain(
     ] = None,
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    accumulate: Annotated[
+        int, typer.Option(help="Take each batch in this many parts, where memory is short.")
+    ] = 1,
     device: Device = None,
 ) -> None:
-    """Learn a representation from unlabelled images."""
+    """Learn a representation from unlabelled images.
+
+    With torchrun --nproc-per-node N -m selfsame pretrain ... N processes share each batch.
+    """
     import selfsame
 
     result = selfsame.pretrain(
@@ -134,10 +140,13 @@ def pretrain(
         save_every=save_every,
         log_every=log_every,
         resume=resume,
+        accumulate=accumulate,
         device=device,
     )
     if not result.finished:
         raise typer.Exit(130)
+    if int(os.environ.get("RANK", "0")):
+        return
     _say(f"next       selfsame evaluate {out} LABELLED/")
     _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
 
@@ -329,6 +338,8 @@ def _usage(error: Any) -> UsageError:
 
 
 def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
+    if error.told:
+        return error.exit_code
     _say(f"error: {error}")
     if error.tip:
         _say(f"tip: {error.tip}")

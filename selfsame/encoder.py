@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfsame import backbones, checkpoint, machine, methods
+from selfsame import backbones, checkpoint, dist, machine, methods
 from selfsame.data import Images, open_source
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, RunError, UsageError
@@ -134,7 +134,12 @@ class Encoder(nn.Module):
         )
 
     def save(self, folder: Path, **card: Any) -> None:
-        """Write ``backbone.safetensors`` and ``card.json``; each complete or absent."""
+        """Write ``backbone.safetensors`` and ``card.json``; each complete or absent.
+
+        Of several processes rank 0 does.
+        """
+        if not dist.is_main():
+            return
         weights = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
         try:
             with atomic(folder / WEIGHTS) as temporary:

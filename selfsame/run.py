@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from selfsame import __version__
+from selfsame import __version__, dist
 from selfsame.errors import RunError, UsageError
 from selfsame.files import atomic
 from selfsame.types import BadImage
@@ -28,7 +28,10 @@ FORMAT = 1
 
 
 class RunDirectory:
-    """A folder that holds one run. Appends are line by line; everything else is atomic."""
+    """A folder that holds one run. Appends are line by line; everything else is atomic.
+
+    Of several processes rank 0 writes; on the others every word that writes does nothing.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -41,6 +44,8 @@ class RunDirectory:
             UsageError: the folder is not empty, or cannot be written.
         """
         run = cls(path)
+        if not dist.is_main():
+            return run
         try:
             if run.path.is_dir() and any(run.path.iterdir()):
                 done = (run.path / "recipe.toml").exists()
@@ -96,6 +101,8 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """Write a whole file: complete or absent."""
+        if not dist.is_main():
+            return
         try:
             with atomic(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -108,6 +115,8 @@ class RunDirectory:
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any] | str]) -> None:
         """Append rows to ``NAME.jsonl``, or lines to ``NAME.txt`` where they are text."""
+        if not dist.is_main():
+            return
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         file = self.path / (f"{name}.txt" if name == "log" else f"{name}.jsonl")
         try:
@@ -129,6 +138,8 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Forget rows of steps after ``step``: a resumed run writes them again."""
+        if not dist.is_main():
+            return
         for name in ("metrics", "eval", "bad_images"):
             if (self.path / f"{name}.jsonl").is_file():
                 kept = [row for row in self.rows(name) if row.get("step", 0) <= step]
@@ -136,8 +147,11 @@ class RunDirectory:
 
     def add_bad_images(self, found: Iterable[BadImage]) -> None:
         """Record unreadable images, each once."""
+        if not dist.is_main():
+            return
         known = {row["index"] for row in self.rows("bad_images")}
-        self.append("bad_images", [image._asdict() for image in found if image.index not in known])
+        new = {image.index: image._asdict() for image in found if image.index not in known}
+        self.append("bad_images", new.values())
 
 
 def _refused(file: Path, error: OSError) -> RunError:
@@ -162,7 +176,7 @@ def environment(device: str) -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
         "hardware": device,
-        "world_size": 1,
+        "world_size": dist.world_size(),
     }
 
 

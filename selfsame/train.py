@@ -5,21 +5,22 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from selfsame import checkpoint, machine, optim
+from selfsame import accumulate, checkpoint, dist, machine, optim, parallel
 from selfsame.console import Console
 from selfsame.data import Loader
 from selfsame.errors import RunError
 from selfsame.plan import Plan
 from selfsame.rng import key
 from selfsame.run import RunDirectory
-from selfsame.types import Method, Output, Progress
+from selfsame.types import Method, Progress
 
 SAVE_SECONDS = 600.0  # between checkpoints, where the user names no number of steps
 
@@ -39,7 +40,8 @@ def train(
 
     State is (step, method, optimizer). Data order, augmentation, schedules and every other random
     draw are functions of the seed and the step, so a run that was stopped anywhere and continued
-    ends bit for bit as one that never stopped.
+    ends bit for bit as one that never stopped. Every rank calls it; each does its part of every
+    batch, and rank 0 alone writes, prints and evaluates.
 
     Args:
         plan: what to do.
@@ -56,16 +58,20 @@ def train(
         which then ends with a checkpoint.
 
     Raises:
-        RunError: a loss or gradient that is not finite, or a disk that refuses.
+        RunError: a loss or gradient that is not finite, a disk that refuses, or a lost process.
     """
-    recipe = plan.recipe
+    recipe, rank, world = plan.recipe, dist.rank(), dist.world_size()
+    parallel.prepare(method, plan.accumulate)
     optimizer = optim.build(method, recipe.optim, recipe.batch_size)
     start = restore(run, method, optimizer)
     if start:
         console.say(f"continuing from step {start:,} of {plan.total:,}")
     run.rewind(start)
     method.train()
-    loader = Loader(plan.images, recipe.batch_size, recipe.seed, start, plan.total)
+    loader = Loader(
+        plan.images, recipe.batch_size, recipe.seed, start, plan.total, rank=rank, world=world
+    )
+    autocast = partial(machine.autocast, plan.device, recipe.precision)
     done = saved = start
     peak = optim.scaled_lr(recipe.optim, recipe.batch_size)
     healthy = torch.ones((), dtype=torch.bool, device=plan.device)
@@ -80,34 +86,40 @@ def train(
                 torch.manual_seed(key(recipe.seed, 2, step))
                 for parameter in method.before_epoch(t, plan.sweep(method)):
                     optimizer.state.pop(parameter, None)
-            views = plan.views(method, batch, epoch)
-            # 2. the loss and its gradient
+            parts = accumulate.split(batch, plan.accumulate)
+            views = (plan.views(method, part, epoch) for part in parts)
+            # 2. the loss and its gradient, of all ranks
             rates = optim.rates(recipe.optim, recipe.batch_size, t, plan.steps_per_epoch)
             optim.set_rates(optimizer, rates.lr, rates.weight_decay, peak)
-            torch.manual_seed(key(recipe.seed, 1, step))  # drop-path and dropout
-            with machine.autocast(plan.device, recipe.precision):
-                out: Output = method(views, t)
             optimizer.zero_grad(set_to_none=True)
-            out.loss.backward()  # type: ignore[no-untyped-call]
+            seed = key(recipe.seed, 1, step)  # of drop-path and dropout
+            out = accumulate.backward(
+                method, views, t, count=len(parts), images=plan.share, seed=seed, autocast=autocast
+            )
+            loss = parallel.average(method, out.loss)
             gradient = optim.clip(method, recipe.optim)
             for parameter in method.frozen(t):
                 parameter.grad = None
             # 3. the update, unless something is not finite; a GPU is asked only now and then
             done = step + 1
-            healthy &= torch.isfinite(out.loss.detach() + gradient)
+            healthy &= torch.isfinite(loss + gradient)
             log = done % log_every == 0 or done == plan.total
-            save = save_is_due(done, plan.total, save_every, saved_at) or interrupt.asked
+            stop, save, bad = dist.anywhere(
+                interrupt.asked,
+                interrupt.asked or save_is_due(done, plan.total, save_every, saved_at),
+                len(plan.images.bad) > reported,
+            )
             evaluating = evaluate is not None and (
                 done == plan.total or (eval_every is not None and done % eval_every == 0)
             )
             ask = plan.device.type == "cpu" or log or save or evaluating
             if ask and not healthy.item():
-                raise not_finite(run, step, out, gradient, rates.lr)
+                raise not_finite(run, step, loss, gradient, rates.lr)
             optimizer.step()
-            method.after_step(t, [out.carry])
+            method.after_step(t, out.carry)
             # 4. what is written and shown; the checkpoint last, so that it vouches for the rest
             if log:
-                row = {"step": done, **measurements(t, out, gradient, rates)}
+                row = {"step": done, **measurements(t, loss, out.metrics, gradient, rates)}
                 now = time.monotonic()
                 seconds, waited_now = now - clock, loader.waited - waited
                 clock, waited = now, loader.waited
@@ -116,20 +128,21 @@ def train(
                 row["waiting"] = round(waited_now / seconds, 3)  # share of the time, for data
                 run.append("metrics", [row])
                 console.progress(done, plan.total, row)
-            if len(plan.images.bad) > reported:
-                run.add_bad_images(plan.images.bad)
+            if bad:
+                found = dist.everyone(list(plan.images.bad))
+                run.add_bad_images(image for each in found for image in each)
                 reported = len(plan.images.bad)
             if evaluating:
                 assert evaluate is not None
-                evaluate(method, done)
+                dist.on_main(partial(evaluate, method, done))
                 clock = time.monotonic()
             if save:
-                checkpoint.save(run.checkpoints, done, method, optimizer)
+                dist.on_main(partial(checkpoint.save, run.checkpoints, done, method, optimizer))
                 saved, saved_at = done, time.monotonic()
-            if interrupt.asked:
+            if stop:
                 break
     if saved != done:
-        checkpoint.save(run.checkpoints, done, method, optimizer)
+        dist.on_main(partial(checkpoint.save, run.checkpoints, done, method, optimizer))
     return done
 
 
@@ -154,22 +167,23 @@ def save_is_due(done: int, total: int, every: int | None, saved_at: float) -> bo
 
 
 def measurements(
-    t: Progress, out: Output, gradient: torch.Tensor, rates: optim.Rates
+    t: Progress, loss: Tensor, metrics: Mapping[str, Tensor], gradient: Tensor, rates: optim.Rates
 ) -> dict[str, float]:
-    """The values of one step, fetched from the device in one go."""
-    named = {"loss": out.loss.detach(), **out.metrics, "grad_norm": gradient}
+    """The values of one step, means over ranks, fetched from the device in one go."""
+    means = dist.mean(torch.stack([value.float() for value in metrics.values()] or [loss[None]]))
+    named = {"loss": loss, **dict(zip(metrics, means, strict=False)), "grad_norm": gradient}
     values = torch.stack([value.float() for value in named.values()]).tolist()
     return {"epoch": t.epoch, **dict(zip(named, values, strict=True)), **rates._asdict()}
 
 
 def not_finite(
-    run: RunDirectory, step: int, out: Output, gradient: torch.Tensor, lr: float
+    run: RunDirectory, step: int, loss: Tensor, gradient: Tensor, lr: float
 ) -> RunError:
     """The error of a step whose loss or gradient is not finite."""
     last = checkpoint.latest(run.checkpoints)
     kept = f"the checkpoint of step {checkpoint.step_of(last)} is kept" if last else ""
     return RunError(
-        f"at step {step} the loss is {out.loss.item():.4g} and the gradient's norm "
+        f"at step {step} the loss is {loss.item():.4g} and the gradient's norm "
         f"{gradient.item():.4g}" + (f"; {kept}" if kept else ""),
         tip=f"lower the learning rate (now {lr:.3g}) with --set optim.lr=..., bound the gradient "
         "with --set optim.clip_norm=1.0, or use --precision fp32",
@@ -177,10 +191,14 @@ def not_finite(
 
 
 class Interrupt:
-    """SIGINT and SIGTERM ask the loop to stop after the step; a second one stops at once."""
+    """SIGINT and SIGTERM ask the loop to stop after the step; a second one stops at once.
+
+    A second one within a second is the first again: a terminal and torchrun both send theirs.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -194,6 +212,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self._since > 1.0:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._since = True, time.monotonic()

@@ -22,6 +22,7 @@ FLOORS = [
     {"backbones"},
     {"methods"},
     {"console", "encoder", "plan"},
+    {"accumulate", "parallel"},
     {"train", "evals"},
     {"api"},
     {"demo", "doctor"},
