@@ -105,8 +105,8 @@ def launched() -> Iterator[None]:
 class Part(NamedTuple):
     """Which part of the step's batch a forward pass sees: each rank's micro-batches in turn."""
 
-    index: int  # from 0
-    count: int
+    number: int  # from 0
+    parts: int
     images: int | None  # in the part; None where nobody said
 
 

@@ -34,9 +34,8 @@ def prepare(method: Method, accumulate: int = 1) -> None:
         return
     groups = method.norm_groups()
     check_norm_groups(groups, world)
-    if groups >= world:  # a rank holds whole groups, which the method keeps apart
-        if groups > 1:
-            return
+    if groups >= world and groups > 1:  # a rank has whole groups, which the method keeps apart
+        return
     group = _group_of(groups, world)
     _replace(method, lambda module: _synchronised(module, group))
 
@@ -78,8 +77,9 @@ def average(method: nn.Module, loss: Tensor) -> Tensor:
             assert work is not None
             work.wait()
     for bucket, x in zip(buckets, flat, strict=False):
-        parts = x.div_(world).split([g.numel() for g in bucket])
-        torch._foreach_copy_(bucket, [part.view(g.shape) for part, g in zip(parts, bucket)])
+        parts = torch.split(x.div_(world), [g.numel() for g in bucket])
+        shaped = [part.view_as(g) for part, g in zip(parts, bucket, strict=True)]
+        torch._foreach_copy_(bucket, shaped)
     if unused:
         by_any = dict(zip(map(id, trained), flat[-1].tolist(), strict=False))
         for p in unused:

@@ -322,14 +322,13 @@ def check_layout(batch: int, world: int, accumulate: int) -> None:
         raise UsageError(f"accumulate is {accumulate}", tip="it is a number of parts, 1 or more")
     parts = world * accumulate
     if batch % parts:
-        words = [f"{world} processes"] * (world > 1) + [f"{accumulate} micro-batches"] * (
-            accumulate > 1
-        )
-        nearest = ", ".join(str(n) for n in (batch // parts * parts, -(-batch // parts) * parts) if n)
+        words = [f"{world} processes"] * (world > 1)
+        words += [f"{accumulate} micro-batches"] * (accumulate > 1)
+        fitting = [n for n in (batch // parts * parts, batch // parts * parts + parts) if n]
         raise UsageError(
             f"a batch of {batch} cannot be divided among {' of '.join(words)}",
-            tip=f"the batch is the recipe's, whatever the number of processes: take a divisor of "
-            f"{batch}, or --batch-size {nearest.replace(', ', ' or ')}",
+            tip="the batch is the recipe's, whatever the number of processes: take a divisor of "
+            f"{batch}, or --batch-size {' or '.join(map(str, fitting))}",
         )
 
 

@@ -176,9 +176,7 @@ def measurements(
     return {"epoch": t.epoch, **dict(zip(named, values, strict=True)), **rates._asdict()}
 
 
-def not_finite(
-    run: RunDirectory, step: int, loss: Tensor, gradient: Tensor, lr: float
-) -> RunError:
+def not_finite(run: RunDirectory, step: int, loss: Tensor, gradient: Tensor, lr: float) -> RunError:
     """The error of a step whose loss or gradient is not finite."""
     last = checkpoint.latest(run.checkpoints)
     kept = f"the checkpoint of step {checkpoint.step_of(last)} is kept" if last else ""

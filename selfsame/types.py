@@ -132,8 +132,8 @@ class Method(nn.Module):
 
     ``Config`` holds its hyper-parameters, with the paper's values as defaults; ``needs`` is the
     subset of ``Backbone.can`` that it requires; ``batch_coupled`` says that the loss looks across
-    images (then it has ``embed`` and ``loss``), ``labelled`` that ``views["label"]`` must hold the labels, int64 [B]. It is built as
-    ``Method(config, backbone)``.
+    images (then it has ``embed`` and ``loss``), ``labelled`` that ``views["label"]`` must hold the
+    labels, int64 [B]. It is built as ``Method(config, backbone)``.
     """
 
     Config: ClassVar[type[MethodConfig]]

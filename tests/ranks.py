@@ -24,6 +24,7 @@ class Ranks:
         self._folder = folder
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
+        self._world = 0  # ranks of the group that exists
 
     def __call__(
         self, function: Callable[..., Any], *args: Any, world: int = 2, timeout: float = TIMEOUT
@@ -31,15 +32,22 @@ class Ranks:
         """Return what ``function(*args)`` gives on each of ``world`` ranks, rank 0 first."""
         while len(self._processes) < world:
             self._start()
-        store = str(Path(tempfile.mkdtemp(dir=self._folder)) / "store")
+        if self._world != world:  # a group of its own for each number of ranks
+            self._world = world
+            store = Path(tempfile.mkdtemp(dir=self._folder)) / "store"
+            for rank in range(world):
+                self._pipes[rank].send((_join, (rank, world, str(store))))
         for rank in range(world):
-            self._pipes[rank].send((rank, world, store, function, args))
+            self._pipes[rank].send((function, args))
         answers = []
         for rank in range(world):
-            if not self._pipes[rank].poll(timeout):
-                self.stop()
-                raise TimeoutError(f"rank {rank} gave no answer in {timeout} s")
-            answers.append(self._pipes[rank].recv())
+            answer: Any = _JOINED
+            while isinstance(answer[1], str) and answer == _JOINED:
+                if not self._pipes[rank].poll(timeout):
+                    self.stop()
+                    raise TimeoutError(f"rank {rank} gave no answer in {timeout} s")
+                answer = self._pipes[rank].recv()
+            answers.append(answer)
         failed = [f"rank {rank}:\n{text}" for rank, (text, _) in enumerate(answers) if text]
         if failed:
             self.stop()  # the ranks may wait for each other: begin anew at the next call
@@ -51,7 +59,7 @@ class Ranks:
         for process in self._processes:
             process.terminate()
             process.join()
-        self._processes, self._pipes = [], []
+        self._processes, self._pipes, self._world = [], [], 0
 
     def _start(self) -> None:
         context = mp.get_context("spawn")
@@ -63,29 +71,34 @@ class Ranks:
         self._pipes.append(here)
 
 
-def _serve(pipe: Any) -> None:
-    import torch
+_JOINED = ("", "joined")  # the answer of `_join`, which nobody waits for
+
+
+def _join(rank: int, world: int, store: str) -> str:
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=TIMEOUT),
+    )
+    return _JOINED[1]
+
+
+def _serve(pipe: Any) -> None:
+    import torch
+
     torch.set_num_threads(1)
-    joined = 0
     while True:
         try:
-            rank, world, store, function, args = pipe.recv()
+            function, args = pipe.recv()
         except EOFError:
             return
         try:
-            if joined != world:  # a group of its own for each number of ranks
-                if joined:
-                    dist.destroy_process_group()
-                joined = world
-                dist.init_process_group(
-                    "gloo",
-                    init_method=f"file://{store}",
-                    rank=rank,
-                    world_size=world,
-                    timeout=timedelta(seconds=TIMEOUT),
-                )
             answer = ("", function(*args))
         except Exception:
             answer = (traceback.format_exc(), None)

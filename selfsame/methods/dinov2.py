@@ -23,7 +23,7 @@ from selfsame.methods import ibot
 from selfsame.methods.dino import crops
 from selfsame.nn import ema
 from selfsame.nn.heads import DINOHead
-from selfsame.nn.precision import unit, wide
+from selfsame.nn.precision import unit
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
@@ -184,16 +184,16 @@ class DINOv2(Method):
             self.backbone, x, mask, self.mask_token[0], views.get("local")
         )
         assert features.tokens is not None
-        patches = features.tokens.flatten(0, 1)[places]
+        student, patches = self.head.embed(pooled), features.tokens.flatten(0, 1)[places]
         with torch.no_grad():
             taught = self.teacher(x)
             taught_patches = taught.tokens.flatten(0, 1)[places]
             head, patch_head = self.teacher_head, self.teacher_patch_head or self.teacher_head
-            teacher = head.embed(taught.pooled).unflatten(0, shape)
+            teacher = head.embed(taught.pooled).view(*shape, -1)
             teacher_patch = patch_head.embed(taught_patches)[None]
         return {
-            "pooled": features.pooled.unflatten(0, shape),  # [G, B, D]
-            "student": self.head.embed(pooled).unflatten(0, (-1, shape[1])),  # [V, B, bottleneck]
+            "pooled": features.pooled.view(*shape, -1),  # [G, B, D]
+            "student": student.view(-1, shape[1], student.shape[-1]),  # [V, B, bottleneck]
             "student_patch": (self.patch_head or self.head).embed(patches)[None],
             "teacher": teacher,
             "teacher_patch": teacher_patch,

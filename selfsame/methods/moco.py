@@ -105,12 +105,12 @@ class MoCo(Method):
             permutation: int64 [W * B], the order in which keys are computed, the same on all
                 ranks; None for that of the queries.
         """
-        groups = max(1, min(self.config.bn_groups // dist.part().count, x.shape[1] // 2))
-        own, keys = (self.backbone, self.head), (self.key_backbone, self.key_head)
-        q = in_groups(lambda x: self.head(self.backbone(x).pooled), x[0], groups, own)
+        groups = max(1, min(self.config.bn_groups // dist.part().parts, x.shape[1] // 2))
+        q = in_groups(lambda x: self.head(self.backbone(x).pooled), x[0], groups, [self.backbone])
         with torch.no_grad():
             images = x[1] if permutation is None else shuffle(x[1], permutation)
-            k = in_groups(lambda x: self.key_head(self.key_backbone(x).pooled), images, groups, keys)
+            key = self.key_backbone
+            k = in_groups(lambda x: self.key_head(key(x).pooled), images, groups, [key])
             k = unit(k) if permutation is None else unshuffle(unit(k), permutation)
         return unit(q), k
 

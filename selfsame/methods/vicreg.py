@@ -133,7 +133,8 @@ class VICReg(Method):
 
     def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
         """Equation 6. The terms are the metrics."""
-        parts = terms(*embedded["z"].unbind(), self.config)
+        z1, z2 = embedded["z"]
+        parts = terms(z1, z2, self.config)
         metrics = {name: term.detach() for name, term in parts._asdict().items()}
         return Output(vicreg_loss(parts, self.config), metrics, {})
 

@@ -45,7 +45,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...]."""
         if self.training:
-            y, mean, variance, count = _Normalize.apply(  # type: ignore[no-untyped-call]
+            y, mean, variance, count = _Normalize.apply(
                 input, self.weight, self.bias, self.eps, self.group
             )
             if self.track_running_stats and self.running_mean is not None:
@@ -87,7 +87,7 @@ class _Normalize(torch.autograd.Function):
         # mean and variance of each rank, put together without a difference of large numbers
         packed = torch.cat([local_mean, local_var, local_mean.new_full((1,), count)])
         each = _gather(packed, group)  # [W, 2 C + 1]
-        means, variances = each[:, :-1].unflatten(1, (2, -1)).unbind(1)
+        means, variances = each[:, :-1].reshape(len(each), 2, -1).unbind(1)
         share = each[:, -1:] / each[:, -1].sum()
         mean = (share * means).sum(0)
         variance = (share * (variances + (means - mean).square())).sum(0)

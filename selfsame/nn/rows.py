@@ -31,7 +31,7 @@ class Rows(NamedTuple):
 
     def take(self, whole: Tensor) -> Tensor:
         """This part's rows, [V * B * M, ...], of a tensor over the whole batch, [total, ...]."""
-        grid = whole.unflatten(0, (self.groups, self.parts, self.own))
+        grid = whole.reshape(self.groups, self.parts, self.own, *whole.shape[1:])
         return grid[:, self.part].flatten(0, 1)
 
     def among(self, chosen: Tensor) -> Tensor:
@@ -51,11 +51,11 @@ def rows(count: int, copies: int = 1) -> Rows:
         count: V * B * M.
         copies: M, rows of an image that lie beside each other.
     """
-    index, parts, images = dist.part()
+    number, parts, images = dist.part()
     own = count if images is None else images * copies
     if count % own:  # rows of something else than images
         own = count
-    return Rows(count // own, own, index, parts)
+    return Rows(count // own, own, number, parts)
 
 
 def normal(count: int, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from helpers import textures, tiny_recipe
 from ranks import Ranks
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsame import accumulate, dist, machine, methods, optim, parallel, plan
 from selfsame.data import Loader
