@@ -11,8 +11,8 @@ BatchNorm is the exception: it normalises each part on its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -60,57 +60,62 @@ def backward(
         seed: of what the networks draw at random.
         autocast: the region for forward passes.
     """
-
-    def forward(function: Callable[[Views, Progress], object], k: int, x: Views) -> object:
-        torch.manual_seed(seed)  # draws are for the whole batch: `nn.rows`
-        with dist.micro_batch(k, count, images), autocast():
-            return function(x, t)
-
     if count > 1 and method.batch_coupled:
-        return _two_passes(method, list(views), t, forward, autocast)
+        return _two_passes(method, list(views), t, images, seed, autocast)
     outputs: list[Output] = []
     for k, x in enumerate(views):
-        out = forward(method, k, x)
-        assert isinstance(out, Output)
-        (out.loss / count).backward()  # type: ignore[no-untyped-call]
+        # the backward pass is inside, too: checkpointed activations are computed there again
+        with _micro_batch(k, count, images, seed):
+            with autocast():
+                out = method(x, t)
+            (out.loss / count).backward()
         outputs.append(out._replace(loss=out.loss.detach()))
+    if count == 1:
+        return Step(*outputs[0][:2], [outputs[0].carry])
     loss = torch.stack([out.loss for out in outputs]).mean()
     names = outputs[0].metrics
-    metrics = {name: torch.stack([o.metrics[name] for o in outputs]).mean() for name in names}
-    return Step(loss, metrics if count > 1 else names, [out.carry for out in outputs])
+    metrics = {name: torch.stack([out.metrics[name] for out in outputs]).mean() for name in names}
+    return Step(loss, metrics, [out.carry for out in outputs])
 
 
 def _two_passes(
     method: Method,
     views: list[Views],
     t: Progress,
-    forward: Callable[[Callable[[Views, Progress], object], int, Views], object],
+    images: int,
+    seed: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Step:
-    def embed(k: int) -> Mapping[str, Tensor]:
-        found = forward(method.embed, k, views[k])
-        assert isinstance(found, Mapping)
-        return found
-
-    with torch.no_grad(), resting_statistics(method):
-        parts = [embed(k) for k in range(len(views))]
+    count = len(views)
+    parts = []
+    for k, x in enumerate(views):
+        first_look = resting_statistics(method)
+        with _micro_batch(k, count, images, seed), torch.no_grad(), autocast(), first_look:
+            parts.append(method.embed(x, t))
     whole = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
     for z in whole.values():
         z.requires_grad_(z.is_floating_point())
     with autocast():
         out = method.loss(whole, t)
     out.loss.backward()  # type: ignore[no-untyped-call]
-    sizes = [{name: z.shape[1] for name, z in part.items()} for part in parts]
-    del parts
-    begin = dict.fromkeys(whole, 0)
-    for k, size in enumerate(sizes):
-        again = embed(k)
-        reached = []
-        for name, z in again.items():
-            gradient = whole[name].grad
-            if z.requires_grad and gradient is not None:
-                reached.append((z, gradient.narrow(1, begin[name], size[name])))
-            begin[name] += size[name]
-        outputs, gradients = zip(*reached, strict=True)
-        torch.autograd.backward(outputs, gradients)
+    for k, x in enumerate(views):
+        with _micro_batch(k, count, images, seed):
+            with autocast():
+                again = method.embed(x, t)
+            outputs, gradients = [], []
+            for name, z in again.items():
+                begin = sum(part[name].shape[1] for part in parts[:k])
+                gradient = whole[name].grad
+                if z.requires_grad and gradient is not None:
+                    outputs.append(z)
+                    gradients.append(gradient.narrow(1, begin, z.shape[1]))
+            torch.autograd.backward(outputs, gradients)
     return Step(out.loss.detach(), out.metrics, [out.carry])
+
+
+@contextmanager
+def _micro_batch(number: int, count: int, images: int, seed: int) -> Iterator[None]:
+    """Draws of the networks are for the whole batch (`nn.rows`), so every part begins alike."""
+    torch.manual_seed(seed)
+    with dist.micro_batch(number, count, images):
+        yield

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from selfsame.errors import UsageError, unknown
 from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
 from selfsame.evals.features import Bank, bank, pixel_bank
 from selfsame.files import atomic
+from selfsame.parallel import Layout, whole
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
 from selfsame.run import RunDirectory, environment
@@ -74,6 +75,8 @@ def pretrain(
     log_every: int = 10,
     resume: bool = False,
     accumulate: int = 1,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    checkpoint_activations: bool = False,
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
@@ -103,6 +106,10 @@ def pretrain(
         resume: continue the run in ``out``, on any number of processes.
         accumulate: micro-batches that each step's batch is taken in, with the gradient of the
             whole, where memory is short.
+        parallel: "ddp" gives every process the whole network, "fsdp" a part of its weights,
+            gradients and optimiser state: for large ViTs with mae, dino, ibot and dinov2.
+        checkpoint_activations: compute the activations inside blocks a second time instead of
+            keeping them.
         device: "cpu", "cuda", ...; by default the first GPU where there is one.
         quiet: say nothing on the terminal.
 
@@ -127,7 +134,7 @@ def pretrain(
             plan = planning.resume(run, method, data, choices, device)
         else:
             plan = planning.make(method, data, choices, device)
-        plan.divide(accumulate)
+        plan.lay_out(Layout(accumulate, parallel, checkpoint_activations))
     with plan.images:
         with dist.agreed():
             checked = plan.images.check()
@@ -165,7 +172,7 @@ def pretrain(
             evaluate=judge if labelled is not None else None,
         )
         finished = steps == plan.total
-        encoder = _encoder(plan, built).eval()
+        encoder = _encoder(plan, whole(built, plan.build)).eval()
         health = dist.on_main(lambda: _health(encoder, plan.images))
         run.append("eval", [{"step": steps, "protocol": "health", **health}])
         encoder.save(
@@ -429,7 +436,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
     return {
         **environment(machine.describe(plan.device)),
         "device": str(plan.device),
-        "accumulate": plan.accumulate,
+        "layout": plan.layout._asdict(),
         "recipe": plan.recipe.hash(),
         "data": {"images": len(source), "fingerprint": source.fingerprint()},
     }

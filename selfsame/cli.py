@@ -115,6 +115,13 @@ def pretrain(
     accumulate: Annotated[
         int, typer.Option(help="Take each batch in this many parts, where memory is short.")
     ] = 1,
+    parallel: Annotated[
+        str, typer.Option(help="ddp, or fsdp: each process keeps a part of the weights.")
+    ] = "ddp",
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option("--checkpoint-activations", help="Compute activations twice, keep few."),
+    ] = False,
     device: Device = None,
 ) -> None:
     """Learn a representation from unlabelled images.
@@ -141,6 +148,8 @@ def pretrain(
         log_every=log_every,
         resume=resume,
         accumulate=accumulate,
+        parallel=parallel,  # type: ignore[arg-type]  # checked by pretrain
+        checkpoint_activations=checkpoint_activations,
         device=device,
     )
     if not result.finished:

@@ -23,6 +23,7 @@ from selfsame.data import (
 )
 from selfsame.errors import DataError, UsageError
 from selfsame.nn.batchnorm import norms_of
+from selfsame.parallel import Layout, check_layout, check_norm_groups
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
 from selfsame.run import RunDirectory
@@ -71,7 +72,7 @@ class Plan:
     module: nn.Module | None  # the user's own backbone
     why: str  # this precision
     notes: list[str] = field(default_factory=list)  # choices made, in words
-    accumulate: int = 1  # micro-batches of a rank's part of the batch
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,21 +82,22 @@ class Plan:
     @property
     def share(self) -> int:
         """Images of a micro-batch: what goes through the networks at a time."""
-        return self.recipe.batch_size // dist.world_size() // self.accumulate
+        return self.recipe.batch_size // dist.world_size() // self.layout.accumulate
 
     @property
     def total(self) -> int:
         """Optimiser steps of the whole run."""
         return self.recipe.total_steps(self.steps_per_epoch)
 
-    def divide(self, accumulate: int) -> None:
-        """Take each batch in parts: of the ranks, and of each rank's micro-batches.
+    def lay_out(self, layout: Layout) -> None:
+        """Choose how the run is laid out.
 
         Raises:
-            UsageError: the batch, or the parts that BatchNorm is for, cannot be divided so.
+            UsageError: the batch cannot be divided so, or the method not be sharded.
         """
-        check_layout(self.recipe.batch_size, dist.world_size(), accumulate)
-        self.accumulate = accumulate
+        method = methods.find(self.recipe.method.name)
+        check_layout(layout, self.recipe.batch_size, dist.world_size(), method)
+        self.layout = layout
 
     def agree(self) -> None:
         """Make sure that all processes mean the same run.
@@ -141,6 +143,7 @@ class Plan:
             check_pair(recipe.method.name, recipe.backbone.name, network.can)
             check_sizes(network, recipe)
             built: Method = method(recipe.method, network)
+        check_norm_groups(built.norm_groups(), dist.world_size())
         return built.to(self.device).to(memory_format=torch.channels_last)
 
     def views(self, method: Method, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -214,7 +217,7 @@ class Plan:
 
     def _layout(self, method: Method | None) -> list[str]:
         """How a batch is divided, and what that changes."""
-        world, parts = dist.world_size(), self.accumulate
+        world, parts = dist.world_size(), self.layout.accumulate
         if world * parts == 1:
             return []
         words = [f"{world} processes"] * (world > 1) + [f"{parts} micro-batches"] * (parts > 1)
@@ -310,26 +313,6 @@ def check_sizes(network: Backbone, recipe: Recipe) -> None:
                 f"--set views.size={recipe.image_size}",
             ) from None
     network.train(was_training)
-
-
-def check_layout(batch: int, world: int, accumulate: int) -> None:
-    """Refuse a batch that cannot be divided into equal parts.
-
-    Raises:
-        UsageError: with the nearest batches that can.
-    """
-    if accumulate < 1:
-        raise UsageError(f"accumulate is {accumulate}", tip="it is a number of parts, 1 or more")
-    parts = world * accumulate
-    if batch % parts:
-        words = [f"{world} processes"] * (world > 1)
-        words += [f"{accumulate} micro-batches"] * (accumulate > 1)
-        fitting = [n for n in (batch // parts * parts, batch // parts * parts + parts) if n]
-        raise UsageError(
-            f"a batch of {batch} cannot be divided among {' of '.join(words)}",
-            tip="the batch is the recipe's, whatever the number of processes: take a divisor of "
-            f"{batch}, or --batch-size {' or '.join(map(str, fitting))}",
-        )
 
 
 def format_bytes(count: int) -> str:

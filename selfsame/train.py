@@ -61,7 +61,7 @@ def train(
         RunError: a loss or gradient that is not finite, a disk that refuses, or a lost process.
     """
     recipe, rank, world = plan.recipe, dist.rank(), dist.world_size()
-    parallel.prepare(method, plan.accumulate)
+    parallel.prepare(method, plan.layout, recipe.precision)
     optimizer = optim.build(method, recipe.optim, recipe.batch_size)
     start = restore(run, method, optimizer)
     if start:
@@ -86,7 +86,7 @@ def train(
                 torch.manual_seed(key(recipe.seed, 2, step))
                 for parameter in method.before_epoch(t, plan.sweep(method)):
                     optimizer.state.pop(parameter, None)
-            parts = accumulate.split(batch, plan.accumulate)
+            parts = accumulate.split(batch, plan.layout.accumulate)
             views = (plan.views(method, part, epoch) for part in parts)
             # 2. the loss and its gradient, of all ranks
             rates = optim.rates(recipe.optim, recipe.batch_size, t, plan.steps_per_epoch)
@@ -134,7 +134,7 @@ def train(
                 reported = len(plan.images.bad)
             if evaluating:
                 assert evaluate is not None
-                dist.on_main(partial(evaluate, method, done))
+                dist.on_main(partial(evaluate, parallel.whole(method, plan.build), done))
                 clock = time.monotonic()
             if save:
                 dist.on_main(partial(checkpoint.save, run.checkpoints, done, method, optimizer))

@@ -133,13 +133,15 @@ class Method(nn.Module):
     ``Config`` holds its hyper-parameters, with the paper's values as defaults; ``needs`` is the
     subset of ``Backbone.can`` that it requires; ``batch_coupled`` says that the loss looks across
     images (then it has ``embed`` and ``loss``), ``labelled`` that ``views["label"]`` must hold the
-    labels, int64 [B]. It is built as ``Method(config, backbone)``.
+    labels, int64 [B], ``shardable`` that all its networks are called in ``forward`` and by
+    ``__call__``, as FSDP asks. It is built as ``Method(config, backbone)``.
     """
 
     Config: ClassVar[type[MethodConfig]]
     needs: ClassVar[frozenset[str]] = frozenset()
     batch_coupled: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
 
     def draw(
         self, views: Mapping[str, Tensor], index: Tensor, *, seed: int, epoch: int

@@ -1,4 +1,4 @@
-"""Runs of several processes: launched by torchrun, killed, interrupted, continued on other numbers."""
+"""Runs of several processes: launched by torchrun, killed, continued on other numbers of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ranks import Ranks
 from selfsame import checkpoint, dist, methods
 from selfsame.api import pretrain
 from selfsame.errors import DataError, RunError, UsageError
-from selfsame.plan import check_layout
+from selfsame.methods.simclr import SimCLR
+from selfsame.parallel import Layout, check_layout
 from selfsame.train import Interrupt
 from selfsame.types import Method, Progress
 
@@ -112,8 +113,10 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(
     assert "--batch-size 12 or 14" in done.stderr
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="16 cannot be divided among 2 processes of 3 micro"):
-        check_layout(16, 2, 3)
-    check_layout(16, 2, 4)
+        check_layout(Layout(3), 16, 2, SimCLR)
+    check_layout(Layout(4), 16, 2, SimCLR)
+    with pytest.raises(UsageError, match="SimCLR cannot be sharded"):
+        check_layout(Layout(parallel="fsdp"), 16, 2, SimCLR)
 
 
 def test_a_lost_process_ends_the_run_with_a_reason_and_a_checkpoint(

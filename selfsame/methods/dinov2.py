@@ -132,6 +132,7 @@ class DINOv2(Method):
 
     Config = Settings
     needs = frozenset({"tokens", "replace"})
+    shardable = True
     batch_coupled = True
     center: Tensor
     patch_center: Tensor

@@ -132,14 +132,16 @@ def _gather(x: Tensor, group: Group) -> Tensor:
 @contextmanager
 def resting_statistics(network: nn.Module) -> Iterator[None]:
     """BatchNorms normalise as they do in training, and remember nothing: for a second look."""
-    norms = [norm for norm in norms_of(network) if norm.track_running_stats]
+    norms = [norm for norm in norms_of(network) if norm.num_batches_tracked is not None]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
 
 
 def norms_of(network: nn.Module) -> list[_BatchNorm]:

@@ -27,6 +27,7 @@ from selfsame.data.arrays import ArraySource
 from selfsame.methods.barlow_twins import Standardize
 from selfsame.nn.batchnorm import norms_of
 from selfsame.optim import Optim
+from selfsame.parallel import Layout
 from selfsame.plan import Choices
 from selfsame.recipe import with_settings
 from selfsame.rng import key
@@ -90,11 +91,12 @@ def recipe(case: str) -> Any:
     return found
 
 
-def take_steps(case: str, parts: int, rest_norms: bool) -> Took:
+def take_steps(case: str, layout: Layout, rest_norms: bool) -> Took:
     """Three steps of a method in float64, as the loop takes them."""
     source = ArraySource(textures(IMAGES), np.arange(IMAGES) % 4, ["a", "b", "c", "d"])
     tiny = plan.make(CASES[case][0], source, Choices(recipe=recipe(case)), "cpu")
-    tiny.divide(parts)
+    tiny.lay_out(layout)
+    parts = layout.accumulate
     seed = tiny.recipe.seed
     with tiny.images:
         method = tiny.build().double().train()
@@ -105,7 +107,7 @@ def take_steps(case: str, parts: int, rest_norms: bool) -> Took:
         for norm in norms_of(method) if rest_norms else ():
             if not isinstance(norm, Standardize):  # which is a part of the loss
                 norm.eval()
-        parallel.prepare(method, parts)
+        parallel.prepare(method, layout)
         optimizer = optim.build(method, tiny.recipe.optim, BATCH)
         rank, world = dist.rank(), dist.world_size()
         loader = Loader(tiny.images, BATCH, seed, 0, tiny.total, rank=rank, world=world)
@@ -153,8 +155,8 @@ def digest(tensors: list[Tensor]) -> str:
     return found.hexdigest()
 
 
-def all_cases(parts: int, rest_norms: bool) -> dict[str, Took]:
-    return {case: take_steps(case, parts, rest_norms) for case in CASES}
+def all_cases(layout: Layout, rest_norms: bool) -> dict[str, Took]:
+    return {case: take_steps(case, layout, rest_norms) for case in CASES}
 
 
 def error(took: Took, whole: Took) -> float:
@@ -175,26 +177,26 @@ def error(took: Took, whole: Took) -> float:
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Took]:
-    return all_cases(1, False)
+    return all_cases(Layout(), False)
 
 
 @pytest.fixture(scope="module")
 def divided(ranks: Ranks) -> dict[int, list[dict[str, Took]]]:
-    return {world: ranks(all_cases, 1, False, world=world, timeout=300) for world in (2, 3)}
+    return {world: ranks(all_cases, Layout(), False, world=world, timeout=300) for world in (2, 3)}
 
 
 @pytest.fixture(scope="module")
 def whole_without_norms() -> dict[str, Took]:
-    return all_cases(1, True)
+    return all_cases(Layout(), True)
 
 
 @pytest.fixture(scope="module")
 def accumulated(ranks: Ranks) -> dict[tuple[int, int], list[dict[str, Took]]]:
     """By processes and micro-batches."""
     return {
-        (1, 2): [all_cases(2, True)],
-        (1, 3): [all_cases(3, True)],
-        (2, 3): ranks(all_cases, 3, True, world=2, timeout=300),
+        (1, 2): [all_cases(Layout(2), True)],
+        (1, 3): [all_cases(Layout(3), True)],
+        (2, 3): ranks(all_cases, Layout(3), True, world=2, timeout=300),
     }
 
 
@@ -222,3 +224,11 @@ def test_micro_batches(
     ours = [answer[case] for answer in accumulated[layout]]
     assert error(ours[0], whole_without_norms[case]) < BOUND
     assert len({tuple(answer.digests) for answer in ours}) == 1, "the ranks differ"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checkpointed_activations(case: str, whole: dict[str, Took]) -> None:
+    """The same bits: gradients, and running statistics, which see each batch once."""
+    ours = take_steps(case, Layout(checkpoint_activations=True), False)
+    assert ours.losses == whole[case].losses
+    assert ours.digests == whole[case].digests
