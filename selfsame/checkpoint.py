@@ -43,14 +43,14 @@ def save(
             tip="free some disk space, then go on with --resume from "
             + (f"step {step_of(last)}" if last else "the start"),
         ) from error
-    for old in _all(folder)[:-keep]:
+    for old in all_of(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
-    found = _all(folder)
+    found = all_of(folder)
     return found[-1] if found else None
 
 
@@ -81,7 +81,8 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def _all(folder: Path) -> list[Path]:
+def all_of(folder: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfsame import backbones, checkpoint, dist, machine, methods
+from selfsame import backbones, checkpoint, dist, machine, methods, sharded
 from selfsame.data import Images, open_source
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, RunError, UsageError
@@ -282,7 +282,10 @@ def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     recipe = methods.read_recipe(run.recipe)
     network = _build(recipe.backbone, recipe.image_size, recipe.channels, backbone)
     method = methods.find(recipe.method.name)(recipe.method, network)
-    method.load_state_dict(checkpoint.load(newest)["method"])
+    if sharded.is_one(newest):
+        sharded.load(newest, method)
+    else:
+        method.load_state_dict(checkpoint.load(newest)["method"])
     return of_recipe(method.encoder(), recipe, named=backbone is None)
 
 

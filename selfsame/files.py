@@ -16,7 +16,7 @@ def atomic(final: Path) -> Iterator[Path]:
     What was written is flushed to the disk before the rename; where the block raises, it is
     removed and ``final`` stays as it was.
     """
-    temporary = final.with_name(f".tmp-{final.name}")
+    temporary = temporary_of(final)
     _remove(temporary)
     try:
         yield temporary
@@ -29,6 +29,11 @@ def atomic(final: Path) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def temporary_of(final: Path) -> Path:
+    """Where ``atomic`` lets ``final`` be written."""
+    return final.with_name(f".tmp-{final.name}")
 
 
 def _sync(path: Path) -> None:

@@ -221,6 +221,8 @@ def build(module: nn.Module, optim: Optim, batch_size: int) -> torch.optim.Optim
     if optim.name == "adamw":
         optimizer = _AdamW(groups, lr, betas=optim.betas, eps=optim.eps, fused=fused)
     elif optim.name == "sgd":
+        if any(hasattr(p, "full_tensor") for group in groups for p in group["params"]):
+            fused = None  # torch has no such kernel for sharded weights
         optimizer = _SGD(groups, lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
     else:
         optimizer = LARS(

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfsame import accumulate, checkpoint, dist, machine, optim, parallel
+from selfsame import accumulate, checkpoint, dist, machine, optim, parallel, sharded
 from selfsame.console import Console
 from selfsame.data import Loader
-from selfsame.errors import RunError
+from selfsame.errors import RunError, UsageError
 from selfsame.plan import Plan
 from selfsame.rng import key
 from selfsame.run import RunDirectory
@@ -137,12 +137,12 @@ def train(
                 dist.on_main(partial(evaluate, parallel.whole(method, plan.build), done))
                 clock = time.monotonic()
             if save:
-                dist.on_main(partial(checkpoint.save, run.checkpoints, done, method, optimizer))
+                write(run, done, method, optimizer)
                 saved, saved_at = done, time.monotonic()
             if stop:
                 break
     if saved != done:
-        dist.on_main(partial(checkpoint.save, run.checkpoints, done, method, optimizer))
+        write(run, done, method, optimizer)
     return done
 
 
@@ -151,10 +151,27 @@ def restore(run: RunDirectory, method: nn.Module, optimizer: torch.optim.Optimiz
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:
         return 0
+    if sharded.is_one(newest):
+        sharded.load(newest, method, optimizer)
+        return checkpoint.step_of(newest)
+    if parallel.is_sharded(method):
+        raise UsageError(
+            f"{run.path} was saved with whole weights", tip="continue it with --parallel ddp"
+        )
     state = checkpoint.load(newest)
     method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def write(
+    run: RunDirectory, done: int, method: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Save a checkpoint: rank 0 for all, or every rank its part."""
+    if parallel.is_sharded(method):
+        sharded.save(run.checkpoints, done, method, optimizer)
+    else:
+        dist.on_main(partial(checkpoint.save, run.checkpoints, done, method, optimizer))
 
 
 def save_is_due(done: int, total: int, every: int | None, saved_at: float) -> bool:

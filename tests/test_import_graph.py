@@ -21,7 +21,7 @@ FLOORS = [
     {"nn", "checkpoint", "run"},
     {"backbones"},
     {"methods"},
-    {"accumulate", "parallel"},
+    {"accumulate", "parallel", "sharded"},
     {"console", "encoder", "plan"},
     {"train", "evals"},
     {"api"},

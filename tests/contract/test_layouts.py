@@ -12,6 +12,7 @@ times the number of terms and the condition of the loss). The largest that was m
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,15 +134,21 @@ def take_steps(case: str, layout: Layout, rest_norms: bool) -> Took:
                 autocast=lambda: machine.autocast(tiny.device, "fp32"),
             )
             losses.append(parallel.average(method, out.loss).item())
-            grads = [p.grad for p in method.parameters() if p.grad is not None]
+            grads = [full(p.grad) for p in method.parameters() if p.grad is not None]
             gradients.append([g.numpy().copy() for g in grads] if dist.is_main() else [])
             digests.append(digest(grads))
             for parameter in method.frozen(t):
                 parameter.grad = None
             optimizer.step()
             method.after_step(t, out.carry)
-        digests.append(digest([*method.state_dict().values()]))
+        digests.append(digest([full(x) for x in method.state_dict().values()]))
     return Took(losses, gradients, digests)
+
+
+def full(x: Tensor) -> Tensor:
+    """A sharded tensor as a whole."""
+    whole: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return whole
 
 
 def double(views: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -155,8 +162,10 @@ def digest(tensors: list[Tensor]) -> str:
     return found.hexdigest()
 
 
-def all_cases(layout: Layout, rest_norms: bool) -> dict[str, Took]:
-    return {case: take_steps(case, layout, rest_norms) for case in CASES}
+def all_cases(
+    layout: Layout, rest_norms: bool, cases: Sequence[str] = tuple(CASES)
+) -> dict[str, Took]:
+    return {case: take_steps(case, layout, rest_norms) for case in cases}
 
 
 def error(took: Took, whole: Took) -> float:
@@ -232,3 +241,18 @@ def test_checkpointed_activations(case: str, whole: dict[str, Took]) -> None:
     ours = take_steps(case, Layout(checkpoint_activations=True), False)
     assert ours.losses == whole[case].losses
     assert ours.digests == whole[case].digests
+
+
+SHARDED = ("mae", "ibot", "dinov2", "dinov2-centred", "dino-vit")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 3}, {"checkpoint_activations": True}], ids=str
+)
+def test_fsdp_is_ddp(options: dict[str, Any], ranks: Ranks, whole: dict[str, Took]) -> None:
+    """Weights, gradients and teachers in parts on two processes give what one process gives."""
+    answers = ranks(all_cases, Layout(parallel="fsdp", **options), False, SHARDED, timeout=300)
+    for case in SHARDED:
+        ours = [answer[case] for answer in answers]
+        assert error(ours[0], whole[case]) < BOUND, case
+        assert ours[0].digests == ours[1].digests
