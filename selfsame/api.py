@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from selfsame import machine
+from selfsame import dist, machine
 from selfsame import plan as planning
 from selfsame.console import Console
 from selfsame.data import (
@@ -32,6 +31,7 @@ from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
 from selfsame.evals.features import Bank, bank, pixel_bank
 from selfsame.files import atomic
 from selfsame.interrupt import Interrupt
+from selfsame.parallel import Layout, whole
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
 from selfsame.run import RunDirectory, environment
@@ -57,6 +57,7 @@ class Result:
     signal: int | None = None  # that interrupted it
 
 
+@dist.launched()
 def pretrain(
     method: str,
     data: Any,
@@ -75,10 +76,15 @@ def pretrain(
     save_every: int | None = None,
     log_every: int = 10,
     resume: bool = False,
+    accumulate: int = 1,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    checkpoint_activations: bool = False,
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
     """Learn a representation from unlabelled images.
+
+    Under torchrun every process calls it alike: each learns from its part of every batch.
 
     Args:
         method: a name of ``selfsame.methods.METHODS``, or ``module:Class``.
@@ -99,44 +105,55 @@ def pretrain(
         val: labelled images: kNN during training and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
-        resume: continue the run in ``out``; begin it where there is none yet.
+        resume: continue the run in ``out``, on any number of processes; begin it where there is
+            none yet.
+        accumulate: micro-batches that each step's batch is taken in, with the gradient of the
+            whole, where memory is short.
+        parallel: "ddp" gives every process the whole network, "fsdp" a part of its weights,
+            gradients and optimiser state: for large ViTs with mae, dino, ibot and dinov2.
+        checkpoint_activations: compute the activations inside blocks a second time instead of
+            keeping them.
         device: "cpu", "cuda", ...; by default the first GPU where there is one.
         quiet: say nothing on the terminal.
 
     Raises:
         UsageError: wrong names, keys or values, or an ``out`` that cannot be used.
         DataError: no images.
-        RunError: too many steps that are not finite, or a disk that refuses.
+        RunError: too many steps that are not finite, a disk that refuses, or a process that was
+            lost.
     """
     choices = Choices(
         recipe, backbone, size, epochs, steps, batch_size, seed, precision, tuple(settings)
     )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("a run is one process for now", tip="start it without torchrun")
-    if epochs is not None and steps is not None:
-        raise UsageError("give either epochs or steps, not both")
-    for name, count in (("save_every", save_every), ("log_every", log_every)):
-        if count is not None and count < 1:
-            raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
-    labelled = None if val is None else open_labelled(val)
-    continuing = resume and (Path(out) / "recipe.toml").is_file()
-    run = RunDirectory(out)
     with ExitStack() as stack:
-        if continuing:
-            run = RunDirectory.open(out)
-            locks = stack.enter_context(run.lock())
-            plan = planning.resume(run, method, data, choices, device)
-        else:
-            plan = planning.make(method, data, choices, device)
+        with dist.agreed():
+            if epochs is not None and steps is not None:
+                raise UsageError("give either epochs or steps, not both")
+            for name, count in (("save_every", save_every), ("log_every", log_every)):
+                if count is not None and count < 1:
+                    raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
+            continuing = dist.on_main(lambda: resume and (Path(out) / "recipe.toml").is_file())
+            labelled = None if val is None else open_labelled(val)
+            run = RunDirectory(out)
+            if continuing:
+                run = RunDirectory.open(out)
+                locks = stack.enter_context(run.lock())
+                plan = planning.resume(run, method, data, choices, device)
+            else:
+                plan = planning.make(method, data, choices, device)
+            plan.lay_out(Layout(accumulate, parallel, checkpoint_activations))
         stack.enter_context(plan.images)
-        checked = plan.images.check()
-        built = plan.build()  # what cannot be built leaves no run directory behind
+        with dist.agreed():
+            checked = plan.images.check()
+            built = plan.build()  # what cannot be built leaves no run directory behind
+        plan.agree()
         description = plan.describe(built)
         if not continuing:
-            locks = stack.enter_context(run.lock())
-            run = RunDirectory.create(out)
-            run.write_json("run.json", _facts(plan))
-            run.write("recipe.toml", plan.recipe.to_toml())  # last: it makes the folder a run
+            with dist.agreed():
+                locks = stack.enter_context(run.lock())
+                run = RunDirectory.create(out)
+                run.write_json("run.json", _facts(plan))
+                run.write("recipe.toml", plan.recipe.to_toml())  # last: it makes the folder a run
         console = Console(run, quiet=quiet)
         console.say(*description)
         if not locks:
@@ -168,9 +185,10 @@ def pretrain(
             eval_every=max(1, plan.total // EVALUATIONS),
             evaluate=judge if labelled is not None else None,
         )
-        finished = steps == plan.total and not interrupt.asked
-        encoder = _encoder(plan, built).eval()
-        health = _health(encoder, plan.images)
+        (stopped,) = dist.anywhere(interrupt.asked)
+        finished = steps == plan.total and not stopped
+        encoder = _encoder(plan, whole(built, plan.build)).eval()
+        health = dist.on_main(lambda: _health(encoder, plan.images))
         run.append("eval", [{"step": steps, "protocol": "health", **health}])
         encoder.save(
             run.path,
@@ -433,6 +451,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
     return {
         **environment(machine.describe(plan.device)),
         "device": str(plan.device),
+        "layout": plan.layout._asdict(),
         "recipe": plan.recipe.hash(),
         "data": {"images": len(source), "fingerprint": source.fingerprint()},
     }

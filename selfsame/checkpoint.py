@@ -7,9 +7,10 @@ that a file that decayed on the disk is noticed, and the checkpoint before it se
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,49 +19,67 @@ from selfsame.errors import RunError
 from selfsame.files import atomic, damage, reason, refused, remove, seal
 
 FORMAT = 2
+T = TypeVar("T")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 def save(
     folder: Path, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int = 2
-) -> Path:
+) -> None:
     """Write ``folder/step-NNNNNNNN`` and drop all but the newest ``keep`` checkpoints.
 
     Raises:
         RunError: a value is not finite, or the disk refused; earlier checkpoints are untouched.
     """
-    broken = not_finite(method, optimizer)
-    if broken is not None:
-        raise RunError(
-            f"after step {step} the values of {broken} are not finite; nothing was saved",
-            tip=f"go on from {_last(folder)} in a new run with a lower learning rate",
-        )
-    final = folder / f"step-{step:08d}"
+    refuse(not_finite(method, optimizer), folder, step)
     state = {
         "format": FORMAT,
         "step": step,
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    with writing(folder, step, keep) as temporary, (temporary / "state.pt").open("wb") as stream:
+        torch.save(state, stream)
+
+
+@contextmanager
+def writing(folder: Path, step: int, keep: int) -> Iterator[Path]:
+    """Give a folder to fill with the state; then it is sealed and becomes the newest checkpoint.
+
+    Raises:
+        RunError: the disk refused; earlier checkpoints are untouched.
+    """
     try:
-        with atomic(final) as temporary:
+        with atomic(path_of(folder, step)) as temporary:
             temporary.mkdir()
-            with (temporary / "state.pt").open("wb") as stream:
-                torch.save(state, stream)
+            yield temporary
             seal(temporary)
     except (OSError, RuntimeError) as error:  # torch's own, over the system's
-        then = f"go on with --resume from {_last(folder)}"
-        raise refused(f"the checkpoint of step {step}", error, then) from error
-    for newer in _all(folder):
+        raise cannot_save(folder, step, error) from error
+    for newer in all_of(folder):
         if step_of(newer) > step:  # `load_latest` refused it
             remove(newer)
     prune(folder, step, keep)
-    return final
+
+
+def cannot_save(folder: Path, step: int, error: BaseException) -> RunError:
+    """The error of a checkpoint that the disk refused."""
+    then = f"go on with --resume from {_last(folder)}"
+    return refused(f"the checkpoint of step {step}", error, then)
+
+
+def refuse(broken: str | None, folder: Path, step: int) -> None:
+    """Raise a RunError where ``broken`` names a tensor that is not finite."""
+    if broken is not None:
+        raise RunError(
+            f"after step {step} the values of {broken} are not finite; nothing was saved",
+            tip=f"go on from {_last(folder)} in a new run with a lower learning rate",
+        )
 
 
 def prune(folder: Path, step: int, keep: int = 2) -> None:
     """Drop what is needless beside the checkpoint of ``step``: old ones, and unfinished ones."""
-    older = [path for path in _all(folder) if step_of(path) < step]
+    older = [path for path in all_of(folder) if step_of(path) < step]
     for path in [*older[: 1 - keep or None], *folder.glob(".tmp-*")]:
         remove(path)
 
@@ -69,14 +88,15 @@ def not_finite(method: nn.Module, optimizer: torch.optim.Optimizer) -> str | Non
     """The name of the first tensor whose values are not finite, or None.
 
     Buffers may hold infinities (masks of attention do), parameters and the optimiser's state may
-    not. A GPU is asked once.
+    not. Of sharded tensors, this rank's part is looked at. A GPU is asked once.
     """
-    checks = {name: p.isfinite().all() for name, p in method.named_parameters()}
-    checks |= {name: ~b.isnan().any() for name, b in method.named_buffers()}
+    checks = {name: _local(p).isfinite().all() for name, p in method.named_parameters()}
+    checks |= {name: ~_local(b).isnan().any() for name, b in method.named_buffers()}
     for number, state in enumerate(optimizer.state.values()):
         for key, value in state.items():
             if isinstance(value, Tensor):
-                checks[f"the optimiser's {key} of parameter {number}"] = value.isfinite().all()
+                name = f"the optimiser's {key} of parameter {number}"
+                checks[name] = _local(value).isfinite().all()
     device = next(iter(checks.values())).device if checks else None
     flags = torch.stack([check.to(device) for check in checks.values()])
     return next((name for name, good in zip(checks, flags.tolist(), strict=True) if not good), None)
@@ -84,7 +104,7 @@ def not_finite(method: nn.Module, optimizer: torch.optim.Optimizer) -> str | Non
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
-    found = _all(folder)
+    found = all_of(folder)
     return found[-1] if found else None
 
 
@@ -109,20 +129,27 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return state
 
 
-def load_latest(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state in the newest checkpoint that is undamaged, None where there is none at all.
+def load_latest(
+    folder: Path, say: Callable[[str], None], read: Callable[[Path], T] | None = None
+) -> T | None:
+    """What ``read`` makes of the newest checkpoint that is undamaged, None where there is none.
 
     Damaged ones are named to ``say`` and stay until the run saves again.
+
+    Args:
+        folder: of checkpoints.
+        say: tells people.
+        read: `load`, or what else raises ``Damaged``.
 
     Raises:
         RunError: all are damaged.
     """
-    for path in (found := _all(folder)[::-1]):
+    for path in (found := all_of(folder)[::-1]):
         try:
-            return load(path)
+            return (read or load)(path)  # type: ignore[return-value]
         except Damaged as error:
             if not path.exists():  # a run that is going on dropped it while we were reading
-                return load_latest(folder, say)
+                return load_latest(folder, say, read)
             say(f"damaged    {error}; going back to the one before it")
             last = error
     if found:
@@ -147,10 +174,22 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def _all(folder: Path) -> list[Path]:
+def all_of(folder: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def _local(x: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; others are whole."""
+    part: Tensor = x.to_local() if hasattr(x, "to_local") else x
+    return part
 
 
 def _last(folder: Path) -> str:

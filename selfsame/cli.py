@@ -115,12 +115,23 @@ def pretrain(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, or begin it.")
     ] = False,
+    accumulate: Annotated[
+        int, typer.Option(help="Take each batch in this many parts, where memory is short.")
+    ] = 1,
+    parallel: Annotated[
+        str, typer.Option(help="ddp, or fsdp: each process keeps a part of the weights.")
+    ] = "ddp",
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option("--checkpoint-activations", help="Compute activations twice, keep few."),
+    ] = False,
     device: Device = None,
 ) -> None:
     """Learn a representation from unlabelled images.
 
     Ctrl-C, SIGTERM and SIGUSR1 save and stop, with exit code 128 + signal (130, 143, 138); the same
-    command with --resume goes on, bit for bit as if it had never stopped.
+    command with --resume goes on, bit for bit as if it had never stopped. With torchrun
+    --nproc-per-node N -m selfsame pretrain ... N processes share each batch.
     """
     import selfsame
 
@@ -141,10 +152,15 @@ def pretrain(
         save_every=save_every,
         log_every=log_every,
         resume=resume,
+        accumulate=accumulate,
+        parallel=parallel,  # type: ignore[arg-type]  # checked by pretrain
+        checkpoint_activations=checkpoint_activations,
         device=device,
     )
     if not result.finished:
         raise typer.Exit(128 + (result.signal or 2))
+    if int(os.environ.get("RANK", "0")):
+        return
     _say(f"next       selfsame evaluate {out} LABELLED/")
     _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
 
@@ -363,6 +379,8 @@ def _usage(error: Any) -> UsageError:
 
 
 def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
+    if error.told:
+        return error.exit_code
     _say(f"error: {error}")
     if error.tip:
         _say(f"tip: {error.tip}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from selfsame import dist
 from selfsame.run import RunDirectory
 
 
@@ -18,7 +19,7 @@ class Console:
 
     def __init__(self, run: RunDirectory | None = None, *, quiet: bool = False) -> None:
         self.run = run
-        self.quiet = quiet
+        self.quiet = quiet or not dist.is_main()
         self._began: tuple[float, int] | None = None  # time and step of the first progress line
         self._tenth = -1
         self._open = False  # a progress line waits for its end

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfsame import backbones, checkpoint, machine, methods
+from selfsame import backbones, checkpoint, dist, machine, methods, sharded
 from selfsame.data import Images, open_source
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, UsageError
@@ -135,7 +135,12 @@ class Encoder(nn.Module):
         )
 
     def save(self, folder: Path, **card: Any) -> None:
-        """Write ``backbone.safetensors`` and ``card.json``; each complete or absent."""
+        """Write ``backbone.safetensors`` and ``card.json``; each complete or absent.
+
+        Of several processes rank 0 does.
+        """
+        if not dist.is_main():
+            return
         weights = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
         try:
             with atomic(folder / WEIGHTS) as temporary:
@@ -269,13 +274,16 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
 
 def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     """The encoder in the newest checkpoint of a run that has not ended."""
-    state = checkpoint.load_latest(run.checkpoints, lambda line: print(line, file=sys.stderr))
-    if state is None:
-        raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
     recipe = methods.read_recipe(run.recipe)
     network = _build(recipe.backbone, recipe.image_size, recipe.channels, backbone)
     method = methods.find(recipe.method.name)(recipe.method, network)
-    method.load_state_dict(state["method"])
+    step = checkpoint.load_latest(
+        run.checkpoints,
+        lambda line: print(line, file=sys.stderr),
+        lambda path: sharded.restore(path, method),
+    )
+    if step is None:
+        raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
     return of_recipe(method.encoder(), recipe, named=backbone is None)
 
 

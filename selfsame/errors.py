@@ -15,6 +15,7 @@ class SelfsameError(Exception):
     """Base of every error that selfsame raises on purpose."""
 
     exit_code = 1
+    told = False  # whether another process tells the user
 
     def __init__(self, message: str, *, tip: str | None = None) -> None:
         super().__init__(message)

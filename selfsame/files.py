@@ -38,7 +38,7 @@ def atomic(final: Path) -> Iterator[Path]:
     What was written is flushed to the disk before the rename; where the block raises, it is
     removed and ``final`` stays as it was.
     """
-    temporary = final.with_name(f".tmp-{final.name}")
+    temporary = temporary_of(final)
     _remove(temporary)
     try:
         yield temporary
@@ -53,6 +53,11 @@ def atomic(final: Path) -> Iterator[Path]:
         with suppress(OSError):  # the first error counts; the next writer removes what is left
             _remove(temporary)
         raise
+
+
+def temporary_of(final: Path) -> Path:
+    """Where ``atomic`` lets ``final`` be written."""
+    return final.with_name(f".tmp-{final.name}")
 
 
 def sync(path: Path) -> None:

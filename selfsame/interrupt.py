@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +15,8 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
 
+TWICE = 1.0  # seconds within which the same signal is the first again
+
 
 class _Left(KeyboardInterrupt):
     """Raised where a signal comes inside ``Interrupt.leaving``."""
@@ -22,13 +25,15 @@ class _Left(KeyboardInterrupt):
 class Interrupt:
     """Inside the block, the first signal of `SIGNALS` asks the loop to stop after its step.
 
-    The same signal once more ends the process at once, as it would outside the block; what is on
-    the disk is complete at any moment. Another one changes nothing: batch systems send SIGUSR1,
+    The same signal once more, a second later or more (a terminal and torchrun both send theirs),
+    ends the process at once, as it would outside the block; what is on the disk is complete at any
+    moment. Another one changes nothing: batch systems send SIGUSR1,
     then SIGTERM. ``signal`` is the one that came, None while there was none.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
         self._leaving = False
         self._before: dict[int, Any] = {}
 
@@ -63,10 +68,10 @@ class Interrupt:
     def ask(self, number: int, frame: FrameType | None = None) -> None:
         """Ask to stop, as the signal ``number`` does."""
         if self.signal is None:
-            self.signal = number
+            self.signal, self._since = number, time.monotonic()
             if self._leaving:
                 raise _Left
-        elif number == self.signal:
+        elif number == self.signal and time.monotonic() - self._since > TWICE:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)

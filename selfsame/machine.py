@@ -16,14 +16,21 @@ from selfsame.errors import UsageError
 def device(name: str | None = None) -> torch.device:
     """The device to run on: the one named, else the first CUDA GPU, else the CPU.
 
+    Where torchrun started several processes on the machine, "the first" and "cuda" are each one's
+    own, by ``LOCAL_RANK``.
+
     Raises:
         UsageError: a device that PyTorch does not know or cannot use here.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
+        if chosen.type == "cuda" and chosen.index is not None:
+            torch.cuda.set_device(chosen)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"cannot use the device '{name}': {str(error).splitlines()[0]}",
@@ -72,6 +79,11 @@ def describe(chosen: torch.device) -> str:
         properties = torch.cuda.get_device_properties(chosen)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     return f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def processes() -> int:
+    """Processes of torchrun's that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def memory(chosen: torch.device) -> int:

@@ -221,6 +221,8 @@ def build(module: nn.Module, optim: Optim, batch_size: int) -> torch.optim.Optim
     if optim.name == "adamw":
         optimizer = _AdamW(groups, lr, betas=optim.betas, eps=optim.eps, fused=fused)
     elif optim.name == "sgd":
+        if any(hasattr(p, "full_tensor") for group in groups for p in group["params"]):
+            fused = None  # torch has no such kernel for sharded weights
         optimizer = _SGD(groups, lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
     else:
         optimizer = LARS(
@@ -255,11 +257,13 @@ def clip(module: nn.Module, optim: Optim) -> Tensor:
     """Bound the gradients of ``module`` in place; the norm of the whole gradient before that."""
     parameters = [p for p in module.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # of sharded gradients it is a norm of parts, which becomes a number here
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     if optim.clip_norm is None:
-        return norm
+        return whole
     if optim.clip == "global":
         nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
-        return norm
+        return whole
     if optim.clip == "tensor":
         parts = [[p] for p in parameters]
     else:
@@ -267,7 +271,7 @@ def clip(module: nn.Module, optim: Optim) -> Tensor:
         parts.append(list(module.parameters(recurse=False)))
     for part in parts:
         nn.utils.clip_grad_norm_(part, optim.clip_norm)
-    return norm
+    return whole
 
 
 class Eager(torch.optim.Optimizer):

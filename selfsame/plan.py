@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfsame import backbones, machine, methods, optim
+from selfsame import backbones, dist, machine, methods, optim
 from selfsame.data import (
     Images,
     count_channels,
@@ -22,6 +22,8 @@ from selfsame.data import (
     suggest_canvas,
 )
 from selfsame.errors import DataError, UsageError
+from selfsame.nn.batchnorm import norms_of
+from selfsame.parallel import Layout, check_layout, check_norm_groups
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
 from selfsame.run import RunDirectory
@@ -70,6 +72,7 @@ class Plan:
     module: nn.Module | None  # the user's own backbone
     why: str  # this precision
     notes: list[str] = field(default_factory=list)  # choices made, in words
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,9 +80,41 @@ class Plan:
         return steps_per_epoch(len(self.images), self.recipe.batch_size)
 
     @property
+    def share(self) -> int:
+        """Images of a micro-batch: what goes through the networks at a time."""
+        return self.recipe.batch_size // dist.world_size() // self.layout.accumulate
+
+    @property
     def total(self) -> int:
         """Optimiser steps of the whole run."""
         return self.recipe.total_steps(self.steps_per_epoch)
+
+    def lay_out(self, layout: Layout) -> None:
+        """Choose how the run is laid out.
+
+        Raises:
+            UsageError: the batch cannot be divided so, or the method not be sharded.
+        """
+        method = methods.find(self.recipe.method.name)
+        check_layout(layout, self.recipe.batch_size, dist.world_size(), method)
+        self.layout = layout
+
+    def agree(self) -> None:
+        """Make sure that all processes mean the same run.
+
+        Raises:
+            UsageError: another recipe, or other data, on another process.
+        """
+        ours = {"recipe": self.recipe.hash(), "data": self.images.source.fingerprint()}
+        for rank, theirs in enumerate(dist.everyone(ours)):
+            for what, mine in ours.items():
+                if theirs[what] != mine:
+                    error = UsageError(
+                        f"process {rank} has another {what} than process {dist.rank()}",
+                        tip="start every process with the same command, on machines alike",
+                    )
+                    error.told = not dist.is_main()
+                    raise error
 
     def progress(self, step: int) -> Progress:
         """Where the run stands after ``step`` optimiser steps."""
@@ -108,6 +143,7 @@ class Plan:
             check_pair(recipe.method.name, recipe.backbone.name, network.can)
             check_sizes(network, recipe)
             built: Method = method(recipe.method, network)
+        check_norm_groups(built.norm_groups(), dist.world_size())
         return built.to(self.device).to(memory_format=torch.channels_last)
 
     def views(self, method: Method, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -132,9 +168,10 @@ class Plan:
         return views | {name: value.to(self.device) for name, value in drawn.items()}
 
     def sweep(self, method: Method) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order and without augmentation, as ``before_epoch`` takes them."""
+        """Images without augmentation, in batches, for ``before_epoch``: each on one rank."""
         norm, size = method.encoder().norm, self.recipe.image_size
-        for start in range(0, len(self.images), self.recipe.batch_size):
+        starts = range(0, len(self.images), self.recipe.batch_size)
+        for start in starts[dist.rank() :: dist.world_size()]:
             index = torch.arange(start, min(start + self.recipe.batch_size, len(self.images)))
             batch = self.images.batch(index)
             images = batch.images.to(self.device, non_blocking=True)
@@ -166,6 +203,7 @@ class Plan:
                 else ""
             ),
         ]
+        lines += self._layout(method)
         if method is not None:
             total = sum(p.numel() for p in method.parameters())
             encoder = sum(p.numel() for p in method.encoder().parameters())
@@ -177,6 +215,22 @@ class Plan:
             ]
         return lines + [f"note       {note}" for note in self.notes]
 
+    def _layout(self, method: Method | None) -> list[str]:
+        """How a batch is divided, and what that changes."""
+        world, parts = dist.world_size(), self.layout.accumulate
+        if world * parts == 1:
+            return []
+        words = [f"{world} processes"] * (world > 1) + [f"{parts} micro-batches"] * (parts > 1)
+        lines = [f"layout     {' of '.join(words)} of {self.share} images"]
+        norms = 0 if method is None else len(norms_of(method))
+        if parts > 1 and norms:
+            each = "of all processes " if world > 1 else ""
+            lines.append(
+                f"note       {norms} BatchNorms normalise each micro-batch {each}on its own: not "
+                "the run of one large batch (networks without BatchNorm are)"
+            )
+        return lines
+
     def memory(self, method: Method) -> int:
         """Estimate of a step's peak memory, bytes: weights, gradients, state and activations.
 
@@ -184,7 +238,7 @@ class Plan:
         is scaled to the batch.
         """
         two, four = self._kept(method, 2), self._kept(method, 4)
-        activations = two + (four - two) * (self.recipe.batch_size - 2) // 2
+        activations = two + (four - two) * (self.share - 2) // 2
         slots = {"sgd": 1, "lars": 1, "adamw": 2}[self.recipe.optim.name]
         weights = sum(
             p.numel() * p.element_size() * (2 + slots if p.requires_grad else 1)

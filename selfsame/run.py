@@ -30,7 +30,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from selfsame import __version__
+from selfsame import __version__, dist
 from selfsame.errors import UsageError
 from selfsame.files import atomic, refused, sync
 from selfsame.lock import locked
@@ -44,7 +44,10 @@ ROWS = ("metrics", "eval", "bad_images", "nonfinite")
 
 
 class RunDirectory:
-    """A folder that holds one run. Appends are line by line; everything else is atomic."""
+    """A folder that holds one run. Appends are line by line; everything else is atomic.
+
+    Of several processes rank 0 writes; on the others every word that writes does nothing.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -53,11 +56,15 @@ class RunDirectory:
     def lock(self) -> Iterator[bool]:
         """Keep other runs out while the block runs; readers need no lock.
 
-        The folder is made where there is none. Yields whether the file system has locks.
+        The folder is made where there is none. Yields whether the file system has locks. Of
+        several processes, rank 0 holds the lock.
 
         Raises:
             UsageError: another process trains here, or the folder cannot be written.
         """
+        if not dist.is_main():
+            yield True
+            return
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -74,6 +81,8 @@ class RunDirectory:
             UsageError: the folder is not empty, or cannot be written.
         """
         run = cls(path)
+        if not dist.is_main():
+            return run
         try:
             found = {file.name for file in run.path.iterdir()} if run.path.is_dir() else set()
             if not found <= UNBORN or (run.checkpoints.is_dir() and any(run.checkpoints.iterdir())):
@@ -129,6 +138,8 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """Write a whole file: complete or absent."""
+        if not dist.is_main():
+            return
         try:
             with atomic(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -144,6 +155,8 @@ class RunDirectory:
 
         All of them or, where the disk refuses, none; half a line that a crash left is dropped.
         """
+        if not dist.is_main():
+            return
         lines = [row if isinstance(row, str) else _json(row) for row in rows]
         file = self._file(name)
         try:
@@ -172,6 +185,8 @@ class RunDirectory:
 
     def sync(self) -> None:
         """Flush the rows to the disk, so that a checkpoint does not outlive those before it."""
+        if not dist.is_main():
+            return
         try:
             for name in ROWS:
                 if (file := self._file(name)).is_file():
@@ -181,6 +196,8 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Forget rows of steps after ``step``: a resumed run writes them again."""
+        if not dist.is_main():
+            return
         for name in ROWS:
             if self._file(name).is_file():
                 kept = [row for row in self.rows(name) if row.get("step", 0) <= step]
@@ -188,8 +205,11 @@ class RunDirectory:
 
     def add_bad_images(self, found: Iterable[BadImage]) -> None:
         """Record unreadable images, each once."""
+        if not dist.is_main():
+            return
         known = {row["index"] for row in self.rows("bad_images")}
-        self.append("bad_images", [image._asdict() for image in found if image.index not in known])
+        new = {image.index: image._asdict() for image in found if image.index not in known}
+        self.append("bad_images", new.values())
 
     def _file(self, name: str) -> Path:
         return self.path / (f"{name}.txt" if name == "log" else f"{name}.jsonl")
@@ -241,7 +261,7 @@ def environment(device: str) -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
         "hardware": device,
-        "world_size": 1,
+        "world_size": dist.world_size(),
     }
 
 

@@ -132,14 +132,16 @@ class Method(nn.Module):
 
     ``Config`` holds its hyper-parameters, with the paper's values as defaults; ``needs`` is the
     subset of ``Backbone.can`` that it requires; ``batch_coupled`` says that the loss looks across
-    images, ``labelled`` that ``views["label"]`` must hold the labels, int64 [B]. It is built as
-    ``Method(config, backbone)``.
+    images (then it has ``embed`` and ``loss``), ``labelled`` that ``views["label"]`` must hold the
+    labels, int64 [B], ``shardable`` that all its networks are called in ``forward`` and by
+    ``__call__``, as FSDP asks. It is built as ``Method(config, backbone)``.
     """
 
     Config: ClassVar[type[MethodConfig]]
     needs: ClassVar[frozenset[str]] = frozenset()
     batch_coupled: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
 
     def draw(
         self, views: Mapping[str, Tensor], index: Tensor, *, seed: int, epoch: int
@@ -163,7 +165,22 @@ class Method(nn.Module):
         return ()
 
     def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
-        """Loss of one step. ``views[name]`` is float32 [V, B, C, S, S]. Changes no state."""
+        """Loss of one step. ``views[name]`` is float32 [V, B, C, S, S]. Changes no state.
+
+        A method whose loss looks across images gives its two halves, `embed` and `loss`, in the
+        place of this: a batch that does not fit is embedded in parts.
+        """
+        return self.loss(self.embed(views, t), t)
+
+    def embed(self, views: Mapping[str, Tensor], t: Progress) -> Mapping[str, Tensor]:
+        """What the loss looks at, each [V, B, ...]: dimension 1 joins the parts of a batch.
+
+        What gets no gradient (a teacher's outputs, masks) is among it, detached.
+        """
+        raise NotImplementedError
+
+    def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
+        """Loss of what `embed` gave for all images of this rank. Draws nothing at random."""
         raise NotImplementedError
 
     def frozen(self, t: Progress) -> Iterable[nn.Parameter]:
@@ -173,6 +190,10 @@ class Method(nn.Module):
     def rate(self, name: str) -> Rate:
         """The learning rate of the parameter that ``named_parameters`` calls ``name``."""
         return Rate()
+
+    def norm_groups(self) -> int:
+        """Equal parts of the step's batch that BatchNorm normalises each on its own."""
+        return 1
 
     def after_step(self, t: Progress, carry: Sequence[Mapping[str, Tensor]]) -> None:
         """Update teachers, queues, centres: once an optimiser step, one carry a micro-batch."""

@@ -21,6 +21,7 @@ FLOORS = [
     {"nn", "checkpoint", "run"},
     {"backbones"},
     {"methods"},
+    {"accumulate", "parallel", "sharded"},
     {"console", "encoder", "guard", "plan"},
     {"train", "evals"},
     {"api"},

@@ -162,6 +162,7 @@ def test_ctrl_c_twice_while_a_checkpoint_is_written(
 
     with monkeypatch.context() as patch:
         at(checkpoint, "seal", 2, twice, patch)
+        patch.setattr(interrupt, "TWICE", -1.0)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "run", save_every=1)
     assert steps(tmp_path / "run") == ["step-00000001"]
@@ -172,8 +173,9 @@ def test_ctrl_c_twice_while_a_checkpoint_is_written(
 def test_another_signal_changes_nothing_the_same_again_ends_the_process() -> None:
     """Batch systems send SIGUSR1, then SIGTERM; only the second SIGTERM is meant to kill."""
     code = (
-        "import signal; from selfsame.interrupt import Interrupt\n"
-        "with Interrupt() as interrupt:\n"
+        "import signal; from selfsame import interrupt as module\n"
+        "module.TWICE = -1.0\n"
+        "with module.Interrupt() as interrupt:\n"
         "    signal.raise_signal(signal.SIGUSR1); signal.raise_signal(signal.SIGTERM)\n"
         "    assert interrupt.signal == signal.SIGUSR1\n"
         "    print('alive', flush=True)\n"

@@ -64,9 +64,9 @@ def test_resuming_with_another_recipe_names_what_differs(tmp_path: Path) -> None
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_launch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="one process"):
+    with pytest.raises(UsageError, match="RANK, MASTER_ADDR, MASTER_PORT are not set"):
         pretrain("simclr", textures(16), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from selfsame.backbones.resnet import IMAGENET
 from selfsame.errors import UsageError
 from selfsame.nn.positions import resize_positions, sincos_2d
+from selfsame.nn.rows import rows
 from selfsame.types import Backbone, Features
 
 # name -> (width, depth, heads); table 1 of the paper, and of DeiT (arXiv 2012.12877) below base
@@ -117,19 +118,29 @@ class SampleDrop(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """What the branch adds to ``x``, [B, N, D]."""
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor], copies: int = 1) -> Tensor:
+        """What the branch adds to ``x``, [B, N, D]; ``copies`` of an image lie beside each other.
+
+        The choice is among the images of all ranks and micro-batches: `nn.rows`.
+        """
         if not self.training or self.drop_prob == 0.0:
             return branch(x)
-        kept = max(1, int(len(x) * (1.0 - self.drop_prob)))
-        return drop_samples(x, branch, torch.randperm(len(x))[:kept].to(x.device))
+        where = rows(len(x), copies)
+        count = max(1, int(where.total * (1.0 - self.drop_prob)))
+        kept, scale = where.among(torch.randperm(where.total)[:count]), where.total / count
+        if not len(kept):  # all weights must get a gradient on every rank
+            kept, scale = torch.zeros(1, dtype=torch.int64), 0.0
+        return drop_samples(x, branch, kept.to(x.device), scale)
 
 
-def drop_samples(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor) -> Tensor:
+def drop_samples(
+    x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor, scale: float | None = None
+) -> Tensor:
     """``branch(x)`` for the images ``kept``, int64 [n], scaled by B / n; zero for the others."""
     y = branch(x[kept])
+    scale = len(x) / len(kept) if scale is None else scale
     zeros = torch.zeros(x.shape, dtype=y.dtype, device=y.device)
-    return zeros.index_add(0, kept, y, alpha=len(x) / len(kept))
+    return zeros.index_add(0, kept, y, alpha=scale)
 
 
 class Block(nn.Module):
@@ -157,18 +168,18 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
         self.drop_path = SampleDrop(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
-        return self.with_feed_forward(x)[0]
+    def forward(self, x: Tensor, copies: int = 1) -> Tensor:
+        """[B, N, D] -> [B, N, D]; ``copies`` of an image lie beside each other."""
+        return self.with_feed_forward(x, copies)[0]
 
-    def with_feed_forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def with_feed_forward(self, x: Tensor, copies: int = 1) -> tuple[Tensor, Tensor]:
         """The block's output, and what its perceptron returned before it was added."""
         if self.pre_norm:
-            x = x + self.drop_path(x, lambda x: self.ls1(self.attn(self.norm1(x))))
-            y = self.drop_path(x, lambda x: self.ls2(self.mlp(self.norm2(x))))
+            x = x + self.drop_path(x, lambda x: self.ls1(self.attn(self.norm1(x))), copies)
+            y = self.drop_path(x, lambda x: self.ls2(self.mlp(self.norm2(x))), copies)
             return x + y, y
-        x = self.norm1(x + self.drop_path(x, lambda x: self.ls1(self.attn(x))))
-        y = self.drop_path(x, lambda x: self.ls2(self.mlp(x)))
+        x = self.norm1(x + self.drop_path(x, lambda x: self.ls1(self.attn(x)), copies))
+        y = self.drop_path(x, lambda x: self.ls2(self.mlp(x)), copies)
         return self.norm2(x + y), y
 
 
@@ -281,9 +292,10 @@ class ViT(Backbone):
         Raises:
             UsageError: images whose side is no multiple of the patch.
         """
+        copies = 1 if keep is None else len(keep) // len(x)
         x, grid = self.embed(x, keep=keep, replace=replace)
         for block in self.block:
-            x = block(x)
+            x = block(x, copies)
         x = self.last_norm(x)
         tokens = x[:, 1:] if self.pool == "cls" else x
         return Features(x[:, 0] if self.pool == "cls" else tokens.mean(1), tokens, grid)

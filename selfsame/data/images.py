@@ -21,7 +21,7 @@ from selfsame.data.order import spaced
 from selfsame.data.pack import PackSource
 from selfsame.data.source import Subset
 from selfsame.errors import DataError, Unreadable, UsageError
-from selfsame.machine import memory
+from selfsame.machine import memory, processes
 from selfsame.types import BadImage, Batch, Norm, Source
 
 CACHE_LIMIT = 4 * 2**30  # bytes
@@ -108,7 +108,8 @@ class Images:
         self._cache: _Canvases | None = None
         if self._array is None:
             if cache_bytes is None:
-                cache_bytes = min((memory(torch.device("cpu")) or CACHE_LIMIT) // 4, CACHE_LIMIT)
+                free = (memory(torch.device("cpu")) or CACHE_LIMIT) // processes()
+                cache_bytes = min(free // 4, CACHE_LIMIT)
             if len(source) * channels * canvas * canvas <= cache_bytes:
                 self._cache = self._blank(len(source))
 
@@ -343,6 +344,8 @@ def _plain_array(source: Source, canvas: int, channels: int) -> _Plain | None:
 
 
 def _cores() -> int:
+    """Cores for this process; those that torchrun started beside it have as many."""
+    found = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        found = len(os.sched_getaffinity(0))
+    return max(1, found // processes())

@@ -118,13 +118,17 @@ class BarlowTwins(Method):
         self.projector = mlp((backbone.dim, *config.projector), last_bias=False)
         self.standardize = Standardize(config.projector[-1])
 
-    def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
-        """Loss of ``views["global"]``, float32 [2, B, C, S, S].
+    def embed(self, views: Mapping[str, Tensor], t: Progress) -> dict[str, Tensor]:
+        """Projections ``z``, [2, B, D], of ``views["global"]``, float32 [2, B, C, S, S]."""
+        z = [self.projector(self.backbone(x).pooled) for x in pair(views["global"])]
+        return {"z": torch.stack(z)}
+
+    def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
+        """Equation 1.
 
         Metrics: the mean of C's diagonal, and the root mean square of the rest.
         """
-        z1, z2 = (self.projector(self.backbone(x).pooled) for x in pair(views["global"]))
-        c = cross_correlation(self.standardize(z1), self.standardize(z2))
+        c = cross_correlation(*(self.standardize(view) for view in embedded["z"]))
         loss = self.config.scale * barlow_twins_loss(c, self.config.lambd)
         with torch.no_grad():
             redundant = off_diagonal(c).square().sum() / max(c.numel() - len(c), 1)

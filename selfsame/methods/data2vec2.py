@@ -26,6 +26,7 @@ from selfsame.backbones.vit import keep_tokens
 from selfsame.nn import ema
 from selfsame.nn.decoders import Decoder2d
 from selfsame.nn.precision import wide
+from selfsame.nn.rows import normal
 from selfsame.optim import Optim
 from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.rng import uniforms
@@ -200,8 +201,7 @@ class Data2Vec2(Method):
             targets = make_targets(teacher.feed_forwards(x, config.layers))  # [B, N, D]
         student = self.backbone(x, keep=keep)
         tokens: Tensor = student.tokens  # [B * M, n, D]
-        # of the step, not of the image: ranks share it, and keyed numbers would cost too much
-        noise = torch.randn(len(keep), *targets.shape[1:], dtype=tokens.dtype, device=x.device)
+        noise = normal(len(x), (config.masks, *targets.shape[1:]), like=tokens).flatten(0, 1)
         filled = (config.mask_noise * noise).scatter(1, keep[..., None].expand_as(tokens), tokens)
         prediction = keep_tokens(self.decoder(filled, student.grid), hidden)
         y = keep_tokens(targets, hidden)  # [B * M, N - n, D]

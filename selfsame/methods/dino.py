@@ -64,6 +64,7 @@ class DINO(Method):
     """
 
     Config = Settings
+    shardable = True
     center: Tensor
 
     def __init__(self, config: Settings, backbone: Backbone) -> None:

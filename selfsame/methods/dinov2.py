@@ -16,24 +16,25 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from selfsame import schedule
+from selfsame import dist, schedule
 from selfsame.backbones import SMALL_IMAGE
 from selfsame.backbones.vit import layer_of
 from selfsame.methods import ibot
 from selfsame.methods.dino import crops
 from selfsame.nn import ema
 from selfsame.nn.heads import DINOHead
-from selfsame.nn.precision import unit, wide
+from selfsame.nn.precision import unit
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
     masked_places,
-    patch_loss,
+    patch_weights,
     resting,
     see_masked,
     teacher_probabilities,
     teacher_temperature,
     update_center,
+    weighted_patch_loss,
 )
 from selfsame.nn.sinkhorn import sinkhorn
 from selfsame.optim import Optim
@@ -45,7 +46,7 @@ from selfsame.views.presets import local_size
 KOLEO_EPS = 1e-8
 
 
-def koleo(x: Tensor) -> Tensor:
+def koleo(x: Tensor, group: int = 0) -> Tensor:
     """The Kozachenko-Leonenko regulariser: minus the mean log distance to the nearest neighbour.
 
     Section 4 of the paper, from Sablayrolles et al., arXiv 1806.03198. On unit vectors, in float32
@@ -53,13 +54,15 @@ def koleo(x: Tensor) -> Tensor:
 
     Args:
         x: [B, D], features of different images.
+        group: images in a row among which neighbours are looked for; 0 for all.
     """
     with torch.autocast(x.device.type, enabled=False):
-        if len(x) < 2:
-            return 0.0 * wide(x).sum()
         x = unit(x, KOLEO_EPS)
-        distances = F.pairwise_distance(x, x[nearest(x)], eps=KOLEO_EPS)
-        return -(distances + KOLEO_EPS).log().mean()
+        parts = torch.split(x, group or len(x))
+        others = torch.cat([part[nearest(part)] for part in parts if len(part) > 1] or [x[:0]])
+        those = torch.cat([part for part in parts if len(part) > 1] or [x[:0]])
+        distances = F.pairwise_distance(those, others, eps=KOLEO_EPS)
+        return -(distances + KOLEO_EPS).log().sum() / len(x)
 
 
 @torch.no_grad()
@@ -106,6 +109,7 @@ class Settings(MethodConfig):
     patch_weight: Annotated[float, Field(ge=0)] = 1.0  # of iBOT's
     koleo_weight: Annotated[float, Field(ge=0)] = 0.1
     koleo_views: Annotated[int, Field(ge=1)] = 2  # global views with KoLeo: code 2, paper 1
+    koleo_group: Annotated[int, Field(ge=0)] = 0  # images among which a neighbour is sought; 0: all
     mask_probability: Annotated[float, Field(ge=0, le=1)] = 0.5  # that a global view is masked
     mask_ratio: tuple[float, float] = (0.1, 0.5)  # range of the share of masked patches
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the learning rate
@@ -128,6 +132,7 @@ class DINOv2(Method):
 
     Config = Settings
     needs = frozenset({"tokens", "replace"})
+    shardable = True
     batch_coupled = True
     center: Tensor
     patch_center: Tensor
@@ -168,47 +173,67 @@ class DINOv2(Method):
         masks = block_masks(draws, target, grid, smallest=4, largest=0.5 * grid[0] * grid[1])
         return {"mask": masks.view(count, batch, -1)}
 
-    def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
-        """Loss of ``views["global"]``, [G, B, C, S, S], its ``"mask"``, and ``"local"`` if given.
+    def embed(self, views: Mapping[str, Tensor], t: Progress) -> dict[str, Tensor]:
+        """What the heads' last layers get, and the students' features that KoLeo spreads.
 
-        Metrics: the teacher's entropy and the student's divergence from it, on class tokens, the
-        loss of the masked patches and KoLeo, unweighted.
+        Of ``views["global"]``, [G, B, C, S, S], its ``"mask"``, and ``"local"`` if given. The n
+        masked patches are rows of [1, n, ...], each with ``weight``, its share of its image.
         """
-        config = self.config
         x, mask = views["global"].flatten(0, 1), views["mask"].flatten(0, 1)
         shape, places = views["global"].shape[:2], masked_places(mask)
         features, pooled = see_masked(
             self.backbone, x, mask, self.mask_token[0], views.get("local")
         )
         assert features.tokens is not None
-        student = self.head(pooled).unflatten(0, (-1, shape[1]))  # [V, B, K]
-        student_patch = (self.patch_head or self.head)(features.tokens.flatten(0, 1)[places])
-        spread = torch.stack(
-            [koleo(z) for z in features.pooled.view(*shape, -1)[: config.koleo_views]]
-        ).sum()
+        student, patches = self.head.embed(pooled), features.tokens.flatten(0, 1)[places]
+        with torch.no_grad():
+            taught = self.teacher(x)
+            taught_patches = taught.tokens.flatten(0, 1)[places]
+            head, patch_head = self.teacher_head, self.teacher_patch_head or self.teacher_head
+            teacher = head.embed(taught.pooled).view(*shape, -1)
+            teacher_patch = patch_head.embed(taught_patches)[None]
+        return {
+            "pooled": features.pooled.view(*shape, -1),  # [G, B, D]
+            "student": student.view(-1, shape[1], student.shape[-1]),  # [V, B, bottleneck]
+            "student_patch": (self.patch_head or self.head).embed(patches)[None],
+            "teacher": teacher,
+            "teacher_patch": teacher_patch,
+            "weight": patch_weights(mask, places, teacher.dtype)[None],
+        }
+
+    def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
+        """The weighted sum of DINO's loss, iBOT's and KoLeo.
+
+        Metrics: the teacher's entropy and the student's divergence from it, on class tokens, the
+        loss of the masked patches and KoLeo, unweighted.
+        """
+        config = self.config
+        shape = embedded["pooled"].shape[:2]
+        student = self.head.last_layer(embedded["student"])  # [V, B, K]
+        student_patch = (self.patch_head or self.head).last_layer(embedded["student_patch"][0])
+        views = [dist.gather(z) for z in embedded["pooled"][: config.koleo_views]]
+        spread = torch.stack([koleo(z, config.koleo_group) for z in views]).sum()
 
         with torch.no_grad():
             start, end = config.teacher_temperature_start, config.teacher_temperature
             tau = teacher_temperature(t, config.teacher_warmup, start, end)
-            features = self.teacher(x)
-            assert features.tokens is not None
-            logits = self.teacher_head(features.pooled)
-            patch_logits = (self.teacher_patch_head or self.teacher_head)(
-                features.tokens.flatten(0, 1)[places]
-            )
+            logits = self.teacher_head.last_layer(embedded["teacher"].flatten(0, 1))
+            patch_head = self.teacher_patch_head or self.teacher_head
+            patch_logits = patch_head.last_layer(embedded["teacher_patch"][0])
             p = self._targets(logits, self.center, tau).view(*shape, -1)
             p_patch = self._targets(patch_logits, self.patch_center, tau)
-            # without a masked patch there is no mean: the centre stays where it is
-            total = patch_logits.sum(0) + self.patch_center * (len(patch_logits) == 0)
             carry = {
                 "center": logits.mean(0),
-                "patch_center": total / max(1, len(patch_logits)),
+                "patch_sum": patch_logits.sum(0),
+                "patch_count": patch_logits.new_full((), len(patch_logits)),
             }
 
         # The code adds the terms of 2 global and n local views and divides them by 2 + 2 n: the
         # mean over DINO's pairs.
         class_loss = dino_loss(p, student, config.student_temperature)
-        masked_loss = patch_loss(p_patch, student_patch, mask, places, config.student_temperature)
+        weight, count = embedded["weight"][0], shape.numel()
+        tau = config.student_temperature
+        masked_loss = weighted_patch_loss(p_patch, student_patch, weight, count, tau)
         loss = config.class_weight * class_loss + config.patch_weight * masked_loss
         h = entropy(p)
         metrics = {
@@ -243,10 +268,13 @@ class DINOv2(Method):
         ema.update(self.teacher_head, self.head, momentum)
         if self.teacher_patch_head is not None and self.patch_head is not None:
             ema.update(self.teacher_patch_head, self.patch_head, momentum)
-        for name in ("center", "patch_center"):
-            update_center(
-                getattr(self, name), [c[name] for c in carry], self.config.center_momentum
-            )
+        m = self.config.center_momentum
+        update_center(self.center, [c["center"] for c in carry], m)
+        # the mean over all masked patches; without one the centre stays where it is
+        patches = torch.stack([torch.cat([c["patch_sum"], c["patch_count"][None]]) for c in carry])
+        total = dist.total(patches.sum(0))
+        mean = torch.where(total[-1] > 0, total[:-1] / total[-1], self.patch_center)
+        self.patch_center.lerp_(mean.to(self.patch_center.dtype), 1.0 - m)
 
     def encoder(self) -> Backbone:
         """The teacher's backbone, which the paper evaluates."""
@@ -283,6 +311,7 @@ def recipe(scale: Scale, size: int) -> Recipe:
                 momentum=0.992,
                 teacher_warmup=60,
                 freeze_last=2,
+                koleo_group=64,  # the code's: the images of a GPU
             ),
             backbone=BackboneConfig(
                 name="vit_large", options={"drop_path": 0.3, "layer_scale": 1e-5}

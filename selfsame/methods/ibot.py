@@ -98,6 +98,7 @@ class IBOT(Method):
 
     Config = Settings
     needs = frozenset({"tokens", "replace"})
+    shardable = True
     center: Tensor
     patch_center: Tensor
 

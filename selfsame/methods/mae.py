@@ -155,6 +155,7 @@ class MAE(Method):
 
     Config = Settings
     needs = frozenset({"keep", "tokens"})
+    shardable = True
 
     def __init__(self, config: Settings, backbone: Backbone) -> None:
         super().__init__()

@@ -68,7 +68,7 @@ class Settings(MethodConfig):
     layers: Annotated[int, Field(ge=1)] = 2  # of the head; v1: 1
     hidden: Annotated[int, Field(ge=0)] = 0  # width of the head's hidden layers; 0: the encoder's
     bn_groups: Annotated[int, Field(ge=1)] = 8  # parts of the batch, over all ranks, that have
-    # BatchNorm statistics of their own, as on 8 GPUs; none spans two ranks or is a single image
+    # BatchNorm statistics of their own, as on 8 GPUs; none is a single image
     shuffle: bool = True  # shuffling BN: keys are normalised in other company than their queries
 
 
@@ -85,7 +85,6 @@ class MoCo(Method):
     """
 
     Config = Settings
-    batch_coupled = True
 
     def __init__(self, config: Settings, backbone: Backbone) -> None:
         super().__init__()
@@ -106,11 +105,12 @@ class MoCo(Method):
             permutation: int64 [W * B], the order in which keys are computed, the same on all
                 ranks; None for that of the queries.
         """
-        groups = max(1, min(self.config.bn_groups // dist.world_size(), x.shape[1] // 2))
-        q = in_groups(lambda x: self.head(self.backbone(x).pooled), x[0], groups)
+        groups = max(1, min(self.config.bn_groups // dist.part().parts, x.shape[1] // 2))
+        q = in_groups(lambda x: self.head(self.backbone(x).pooled), x[0], groups, [self.backbone])
         with torch.no_grad():
             images = x[1] if permutation is None else shuffle(x[1], permutation)
-            k = in_groups(lambda x: self.key_head(self.key_backbone(x).pooled), images, groups)
+            key = self.key_backbone
+            k = in_groups(lambda x: self.key_head(key(x).pooled), images, groups, [key])
             k = unit(k) if permutation is None else unshuffle(unit(k), permutation)
         return unit(q), k
 
@@ -140,8 +140,11 @@ class MoCo(Method):
     def after_step(self, t: Progress, carry: Sequence[Mapping[str, Tensor]]) -> None:
         """Move the key encoder, and let this step's keys of all ranks take the oldest's place."""
         self.update_key_encoder()
-        for part in carry:
-            self.queue.enqueue(dist.gather(part["keys"]))
+        self.queue.enqueue(dist.gather(torch.cat([part["keys"] for part in carry])))
+
+    def norm_groups(self) -> int:
+        """The paper's batch norm is that of a GPU's images."""
+        return self.config.bn_groups
 
     def encoder(self) -> Backbone:
         """The backbone of the query encoder."""

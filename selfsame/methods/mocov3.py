@@ -94,8 +94,8 @@ class MoCoV3(Method):
         self.key_backbone = ema.teacher_of(backbone)
         self.key_projector = ema.teacher_of(self.projector)
 
-    def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
-        """``ctr(q1, k2) + ctr(q2, k1)`` of ``views["global"]``, float32 [2, B, C, S, S].
+    def embed(self, views: Mapping[str, Tensor], t: Progress) -> dict[str, Tensor]:
+        """Queries ``q`` and keys ``k``, [2, B, D], of ``views["global"]``, [2, B, C, S, S].
 
         Raises:
             UsageError: there are not exactly two views.
@@ -106,12 +106,16 @@ class MoCoV3(Method):
                 tip="the loss is symmetric between two: give the recipe two global views",
             )
         x1, x2 = views["global"]
-        tau = self.config.temperature
-        q1, q2 = (self.predictor(self.projector(self.backbone(x).pooled)) for x in (x1, x2))
+        q = [self.predictor(self.projector(self.backbone(x).pooled)) for x in (x1, x2)]
         with torch.no_grad():
-            k1, k2 = (self.key_projector(self.key_backbone(x).pooled) for x in (x1, x2))
-        loss1, found1 = ctr(q1, k2, tau)
-        loss2, found2 = ctr(q2, k1, tau)
+            k = [self.key_projector(self.key_backbone(x).pooled) for x in (x1, x2)]
+        return {"q": torch.stack(q), "k": torch.stack(k)}
+
+    def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
+        """``ctr(q1, k2) + ctr(q2, k1)``."""
+        tau, q, k = self.config.temperature, embedded["q"], embedded["k"]
+        loss1, found1 = ctr(q[0], k[1], tau)
+        loss2, found2 = ctr(q[1], k[0], tau)
         return Output(loss1 + loss2, {"accuracy": (found1 + found2) / 2}, {})
 
     def update_momentum_encoder(self, momentum: float) -> None:

@@ -111,12 +111,15 @@ class SimCLR(Method):
         hidden = config.hidden or backbone.dim
         self.head = mlp((backbone.dim, *[hidden] * (config.layers - 1), config.output))
 
-    def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
-        """NT-Xent of ``views["global"]``, float32 [2, B, C, S, S]."""
+    def embed(self, views: Mapping[str, Tensor], t: Progress) -> dict[str, Tensor]:
+        """Projections ``z``, [2, B, D], of ``views["global"]``, float32 [2, B, C, S, S]."""
         x = views["global"]
-        z = self.head(self.backbone(x.flatten(0, 1)).pooled).unflatten(0, x.shape[:2])  # [2, B, D]
-        loss = nt_xent(z, self.config.temperature, normalize=self.config.normalize)
-        return Output(loss, {}, {})
+        return {"z": self.head(self.backbone(x.flatten(0, 1)).pooled).unflatten(0, x.shape[:2])}
+
+    def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
+        """NT-Xent."""
+        config, z = self.config, embedded["z"]
+        return Output(nt_xent(z, config.temperature, normalize=config.normalize), {}, {})
 
     def encoder(self) -> Backbone:
         """The backbone: the head's output is worse as a representation (section 4.2)."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfsame.backbones import SMALL_IMAGE
+from selfsame.nn.precision import wide
 from selfsame.optim import Optim
 from selfsame.recipe import BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.types import Backbone, Method, Output, Progress
@@ -43,7 +44,7 @@ class Supervised(Method):
     def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
         """Cross-entropy of ``views["global"]``, [V, B, C, S, S], with ``views["label"]``, [B]."""
         x, label = views["global"], views["label"].repeat(len(views["global"]))
-        logits = self.classifier(self.backbone(x.flatten(0, 1)).pooled).float()
+        logits = wide(self.classifier(self.backbone(x.flatten(0, 1)).pooled))
         loss = F.cross_entropy(logits, label, label_smoothing=self.config.smoothing)
         accuracy = (logits.argmax(1) == label).float().mean()
         return Output(loss, {"accuracy": accuracy.detach()}, {})

@@ -129,11 +129,14 @@ class SwAV(Method):
         self.register_buffer("queue", torch.zeros(config.codes, config.queue, config.output))
         self._normalize_prototypes()
 
-    def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
-        """Swapped prediction: ``views["global"]``, [2, B, C, S, S], and perhaps "local"."""
-        config = self.config
-        check_views(views, config.codes)
-        z = embed(self.backbone, self.head, views)
+    def embed(self, views: Mapping[str, Tensor], t: Progress) -> dict[str, Tensor]:
+        """Embeddings ``z``, [V, B, D]: ``views["global"]``, [2, B, C, S, S], perhaps "local"."""
+        check_views(views, self.config.codes)
+        return {"z": embed(self.backbone, self.head, views)}
+
+    def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
+        """Swapped prediction."""
+        config, z = self.config, embedded["z"]
         s = scores(z, self.prototypes.weight)
         queued = None
         if config.queue and t.epoch >= config.queue_start and is_full(self.queue):

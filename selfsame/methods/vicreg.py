@@ -126,9 +126,14 @@ class VICReg(Method):
         self.backbone = backbone
         self.expander = mlp((backbone.dim, *config.expander), last_bias=False)
 
-    def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
-        """Loss of ``views["global"]``, float32 [2, B, C, S, S]. The terms are the metrics."""
-        z1, z2 = (self.expander(self.backbone(x).pooled) for x in pair(views["global"]))
+    def embed(self, views: Mapping[str, Tensor], t: Progress) -> dict[str, Tensor]:
+        """Embeddings ``z``, [2, B, D], of ``views["global"]``, float32 [2, B, C, S, S]."""
+        z = [self.expander(self.backbone(x).pooled) for x in pair(views["global"])]
+        return {"z": torch.stack(z)}
+
+    def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
+        """Equation 6. The terms are the metrics."""
+        z1, z2 = embedded["z"]
         parts = terms(z1, z2, self.config)
         metrics = {name: term.detach() for name, term in parts._asdict().items()}
         return Output(vicreg_loss(parts, self.config), metrics, {})

@@ -19,8 +19,8 @@ def teacher_of(student: Module) -> Module:
     """
     teacher = deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
+            module.p = 0.0  # type: ignore[assignment]
         elif hasattr(module, "drop_prob"):  # timm's name, and ours
             module.drop_prob = 0.0  # type: ignore[assignment]
     return teacher

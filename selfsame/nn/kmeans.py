@@ -149,16 +149,20 @@ def embed_all(
 ) -> Tensor:
     """What ``embed`` gives for each image, [count, D] on the CPU, in the order of the data set.
 
+    Each rank embeds its share, the batches that ``images`` gives it; all get everything.
     ``network`` is in evaluation mode meanwhile: no dropout, and statistics of no batch.
     """
     found = None
-    training = network.training
+    training = [module for module in network.modules() if module.training]
     network.eval()
     for index, x in images:
         rows = embed(x).cpu()
         if found is None:
             found = rows.new_zeros(count, rows.shape[1])
         found[index] = rows
-    network.train(training)
-    assert found is not None
-    return found
+    for module in training:
+        module.training = True
+    # a rank without a batch learns the width from the others
+    shapes = dist.everyone(None if found is None else (found.shape[1], found.dtype))
+    width, dtype = next(shape for shape in shapes if shape is not None)
+    return dist.total(torch.zeros(count, width, dtype=dtype) if found is None else found)

@@ -147,8 +147,16 @@ def patch_loss(
         places: int64 [n], as ``masked_places`` gives them.
         temperature: The paper's tau_s.
     """
+    weight = patch_weights(mask, places, p.dtype)
+    return weighted_patch_loss(p, student, weight, len(mask), temperature)
+
+
+def weighted_patch_loss(
+    p: Tensor, student: Tensor, weight: Tensor, count: int, temperature: float
+) -> Tensor:
+    """`patch_loss` of ``count`` images from the ``weight``, [n], of each masked patch."""
     losses = -(p * log_softmax(student, temperature)).sum(-1)
-    return (losses * patch_weights(mask, places, losses.dtype)).sum() / len(mask)
+    return (losses * weight).sum() / count
 
 
 def entropy(p: Tensor) -> Tensor:

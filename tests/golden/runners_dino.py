@@ -441,13 +441,16 @@ class Student(Given):
 
 
 class Linear(nn.Module):
-    """A linear head of given weights, [D, K]."""
+    """A linear head of given weights, [D, K], all of it in the last layer."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        return x
+
+    def last_layer(self, x: Tensor) -> Tensor:
         return x @ self.weight
 
 
@@ -499,8 +502,12 @@ def total_loss(a: Arrays, hyper: Hyper) -> Results:
         "koleo_loss": hyper["koleo_loss_weight"] * out.metrics["koleo"] / 2,
         "ibot_loss": out.metrics["patch_loss"] / 2,
     }
-    for name in ("center", "patch_center"):
-        update_center(getattr(method, name), [out.carry[name]], config.center_momentum)
+    means = {
+        "center": out.carry["center"],
+        "patch_center": out.carry["patch_sum"] / out.carry["patch_count"],
+    }
+    for name, mean in means.items():
+        update_center(getattr(method, name), [mean], config.center_momentum)
     return {
         "total_loss": out.loss,
         "center_after": method.center[None],

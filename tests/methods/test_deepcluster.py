@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ranks import Ranks
 from torch import Tensor
 
+from selfsame import dist
 from selfsame.backbones import build
 from selfsame.errors import UsageError
 from selfsame.methods import deepcluster
@@ -47,7 +48,8 @@ def sweep(order: Tensor | None = None, batch: int = 5) -> Iterator[tuple[Tensor,
 def clustered(seed: int, method: DeepCluster | None = None, **options: object) -> DeepCluster:
     method = method or small()
     torch.manual_seed(seed)
-    method.before_epoch(START, sweep(**options))  # type: ignore[arg-type]
+    batches = list(sweep(**options))  # type: ignore[arg-type]
+    method.before_epoch(START, iter(batches[dist.rank() :: dist.world_size()]))
     return method
 
 

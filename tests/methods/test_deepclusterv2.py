@@ -155,7 +155,8 @@ def on_a_rank() -> tuple[Tensor, ...]:
     index = torch.arange(4).chunk(dist.world_size())[dist.rank()]
     z = F.normalize(torch.arange(48.0).sin().reshape(2, 4, 6), dim=2)
     torch.manual_seed(5)
-    method.before_epoch(START, sweep(pictures()))
+    batches = list(sweep(pictures()))[dist.rank() :: dist.world_size()]
+    method.before_epoch(START, iter(batches))
     method.after_step(START, [{"index": index, "z": z[:, index]}])
     method.before_epoch(LATER, iter(()))
     return method.memory, method.assignments, method.prototypes0, method.prototypes1

@@ -70,6 +70,12 @@ def test_koleo_takes_large_half_precision_values_duplicates_and_zeros(dtype: tor
     assert x.grad.isfinite().all()
 
 
+def test_koleo_in_groups_is_the_mean_over_them() -> None:
+    x = torch.randn(12, 4, dtype=torch.float64)
+    torch.testing.assert_close(koleo(x, 4), torch.stack([koleo(p) for p in x.split(4)]).mean())
+    torch.testing.assert_close(koleo(x, 11), 11 / 12 * koleo(x[:11]))  # the last has no company
+
+
 def test_koleo_of_one_image_is_zero() -> None:
     x = torch.randn(1, 5, requires_grad=True)
     loss = koleo(x)
@@ -170,9 +176,10 @@ def test_centres_move_once_a_step_after_use() -> None:
         features = method.teacher(views["global"].flatten(0, 1))
         patches = method.teacher_patch_head(features.tokens[views["mask"].flatten(0, 1)])
         classes = method.teacher_head(features.pooled)
-    method.after_step(START, [out.carry, {key: 3 * x for key, x in out.carry.items()}])
+    other = {key: 3 * x for key, x in out.carry.items()}  # thrice the mean of class tokens,
+    method.after_step(START, [out.carry, other])  # and thrice as many patches
     torch.testing.assert_close(method.center, 0.2 * classes.mean(0))
-    torch.testing.assert_close(method.patch_center, 0.2 * patches.mean(0))
+    torch.testing.assert_close(method.patch_center, 0.1 * patches.mean(0))
 
 
 def test_all_teachers_follow_their_students() -> None:
@@ -183,7 +190,7 @@ def test_all_teachers_follow_their_students() -> None:
         for student in students:
             for p in student.parameters():
                 p += 1
-    carry = {"center": torch.zeros(K), "patch_center": torch.zeros(K)}
+    carry = {"center": torch.zeros(K), "patch_sum": torch.zeros(K), "patch_count": torch.ones(())}
     method.after_step(START, [carry])
     for student, teacher in zip(students, teachers, strict=True):
         for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
@@ -217,8 +224,8 @@ def test_the_paper_clips_backbone_and_heads_each_on_its_own() -> None:
 
 
 def losses(views: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and gradient of this rank's images, without KoLeo, which looks at a rank only."""
-    method = make(koleo_weight=0.0, teacher_temperature_start=0.3).double()
+    """Loss and gradient of this rank's images."""
+    method = make(teacher_temperature_start=0.3).double()
     if dist.world_size() == 2:
         views = {name: x.chunk(2, dim=1)[dist.rank()] for name, x in views.items()}
     out = method(views, START)
