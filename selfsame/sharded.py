@@ -7,6 +7,7 @@ are those of parameters, so that a run may go on with whole weights, and on one 
 from __future__ import annotations
 
 import shutil
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
         rested = {name for name in into.keys() - saved if name.startswith("optimizer/")}
         for name in rested:
             del into[name]
-        read(dict(into), checkpoint_id=path, no_dist=dist.world_size() == 1)
+        with warnings.catch_warnings():  # that one process reads is no surprise
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            read(dict(into), checkpoint_id=path, no_dist=dist.world_size() == 1)
     except Exception as error:
         raise RunError(
             f"cannot read the checkpoint {path}: {error}",

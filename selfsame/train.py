@@ -63,7 +63,15 @@ def train(
     recipe, rank, world = plan.recipe, dist.rank(), dist.world_size()
     parallel.prepare(method, plan.layout, recipe.precision)
     optimizer = optim.build(method, recipe.optim, recipe.batch_size)
-    start = restore(run, method, optimizer)
+    with dist.agreed():
+        start = restore(run, method, optimizer)
+    if len(set(dist.everyone(start))) > 1:
+        raise dist.once(
+            RunError(
+                f"the processes do not see the same checkpoints in {run.path}",
+                tip="put the run on a file system that all machines share",
+            )
+        )
     if start:
         console.say(f"continuing from step {start:,} of {plan.total:,}")
     run.rewind(start)
@@ -114,7 +122,7 @@ def train(
             )
             ask = plan.device.type == "cpu" or log or save or evaluating
             if ask and not healthy.item():
-                raise not_finite(run, step, loss, gradient, rates.lr)
+                raise dist.once(not_finite(run, step, loss, gradient, rates.lr))
             optimizer.step()
             method.after_step(t, out.carry)
             # 4. what is written and shown; the checkpoint last, so that it vouches for the rest
