@@ -243,7 +243,7 @@ def test_checkpointed_activations(case: str, whole: dict[str, Took]) -> None:
     assert ours.digests == whole[case].digests
 
 
-SHARDED = ("mae", "ibot", "dinov2", "dinov2-centred", "dino-vit")
+SHARDED = ("mae", "ibot", "dinov2", "dinov2-centred", "dino", "dino-vit")
 
 
 @pytest.mark.parametrize(
