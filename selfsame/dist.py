@@ -33,6 +33,7 @@ from selfsame.errors import RunError, SelfsameError, UsageError
 PATIENCE = timedelta(hours=4)  # for a rank that evaluates or saves while the others wait
 
 T = TypeVar("T")
+Failure = TypeVar("Failure", bound=SelfsameError)
 
 
 def rank() -> int:
@@ -183,6 +184,12 @@ def agreed() -> Iterator[None]:
             failed.told = True
     if failed is not None:
         raise failed
+
+
+def once(error: Failure) -> Failure:
+    """An error that every rank raises alike: rank 0 tells it."""
+    error.told = not is_main()
+    return error
 
 
 def on_main(function: Callable[[], T]) -> T:

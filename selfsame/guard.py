@@ -107,9 +107,11 @@ class Guard:
         count = (
             f"{self.row} steps in a row" if self.row >= self.limits.row else f"{self.total} steps"
         )
-        raise RunError(
-            f"at step {step} {found}, and {count} were not finite; their images are listed in "
-            f"{self.run.path / 'nonfinite.jsonl'}{kept}",
-            tip=f"lower the learning rate (now {lr:.3g}) with --set optim.lr=..., bound the "
-            "gradient with --set optim.clip_norm=1.0, or use --precision fp32",
+        raise dist.once(
+            RunError(
+                f"at step {step} {found}, and {count} were not finite; their images are listed in "
+                f"{self.run.path / 'nonfinite.jsonl'}{kept}",
+                tip=f"lower the learning rate (now {lr:.3g}) with --set optim.lr=..., bound the "
+                "gradient with --set optim.clip_norm=1.0, or use --precision fp32",
+            )
         )

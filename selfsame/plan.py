@@ -109,12 +109,12 @@ class Plan:
         for rank, theirs in enumerate(dist.everyone(ours)):
             for what, mine in ours.items():
                 if theirs[what] != mine:
-                    error = UsageError(
-                        f"process {rank} has another {what} than process {dist.rank()}",
-                        tip="start every process with the same command, on machines alike",
+                    raise dist.once(
+                        UsageError(
+                            f"process {rank} has another {what} than process {dist.rank()}",
+                            tip="start every process with the same command, on machines alike",
+                        )
                     )
-                    error.told = not dist.is_main()
-                    raise error
 
     def progress(self, step: int) -> Progress:
         """Where the run stands after ``step`` optimiser steps."""

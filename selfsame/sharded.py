@@ -6,6 +6,7 @@ are those of parameters, so that a run may go on with whole weights, and on one 
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def save(
     from torch.distributed.checkpoint.state_dict_saver import save as write
 
     broken = dist.everyone(checkpoint.not_finite(method, optimizer))
-    checkpoint.refuse(next(filter(None, broken), None), folder, step)
+    with dist.agreed():
+        checkpoint.refuse(next(filter(None, broken), None), folder, step)
     with dist.agreed(), ExitStack() as stack:  # complete once rank 0 has renamed it
         temporary = temporary_of(checkpoint.path_of(folder, step))
         with dist.agreed():
@@ -88,7 +90,9 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
         rested = {name for name in into.keys() - saved if name.startswith("optimizer/")}
         for name in rested:
             del into[name]
-        read(dict(into), checkpoint_id=path, no_dist=dist.world_size() == 1)
+        with warnings.catch_warnings():  # that one process reads is no surprise
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            read(dict(into), checkpoint_id=path, no_dist=dist.world_size() == 1)
     except Exception as error:
         raise checkpoint.Damaged(path, reason(error)) from error
     if optimizer is not None:

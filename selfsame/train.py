@@ -210,18 +210,21 @@ def restore(
     run: RunDirectory, method: nn.Module, optimizer: torch.optim.Optimizer, console: Console
 ) -> int:
     """Load the newest good checkpoint into the method and the optimiser; the steps done."""
-    start = checkpoint.load_latest(
-        run.checkpoints, console.say, lambda path: sharded.restore(path, method, optimizer)
-    )
-    found = dist.everyone(start or 0)
-    if len(set(found)) > 1:
-        raise RunError(
-            f"the processes would go on from different steps: {found}",
-            tip=f"let all of them read the same {run.checkpoints}",
+    with dist.agreed():
+        found = checkpoint.load_latest(
+            run.checkpoints, console.say, lambda path: sharded.restore(path, method, optimizer)
+        )
+    start = found or 0
+    if len(set(dist.everyone(start))) > 1:
+        raise dist.once(
+            RunError(
+                f"the processes do not see the same checkpoints in {run.path}",
+                tip="put the run on a file system that all machines share",
+            )
         )
     if dist.is_main():
-        checkpoint.prune(run.checkpoints, found[0])  # a killed process could not
-    return found[0]
+        checkpoint.prune(run.checkpoints, start)  # a killed process could not
+    return start
 
 
 def keep(run: RunDirectory, done: int, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:

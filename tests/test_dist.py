@@ -1,7 +1,11 @@
+import math
+
 import torch
 from ranks import Ranks
+from torch import nn
 
-from selfsame import dist
+from selfsame import dist, parallel
+from selfsame.errors import SelfsameError, UsageError
 
 
 def test_identities_on_one_process() -> None:
@@ -56,11 +60,63 @@ def test_two_processes_equal_one(ranks: Ranks) -> None:
     torch.testing.assert_close(torch.cat([first["x"], second["x"]]) / 2, whole.grad)
 
 
-def _agree(flags: list[bool]) -> list[bool]:
-    mine = torch.tensor(flags if dist.rank() else [True] * len(flags))
-    return dist.all_true(mine).tolist()
+def decide_on_a_rank() -> dict[str, object]:
+    rank = dist.rank()
+    calls: list[int] = []
+    return {
+        "anywhere": dist.anywhere(rank == 1, False, True),
+        "all_true": dist.all_true(torch.tensor([True, rank == 0, False])).tolist(),
+        "everyone": dist.everyone({"rank": rank}),
+        "on_main": dist.on_main(lambda: calls.append(rank) or f"from {rank}"),
+        "calls": calls,
+        "part": tuple(dist.part()),
+    }
 
 
-def test_all_ranks_agree_on_what_is_finite(ranks: Ranks) -> None:
-    assert ranks(_agree, [True, False]) == [[True, False]] * 2
-    assert dist.all_true(torch.tensor(False)).item() is False
+def test_ranks_agree(ranks: Ranks) -> None:
+    for rank, found in enumerate(ranks(decide_on_a_rank)):
+        assert found == {
+            "anywhere": (True, False, True),
+            "all_true": [True, False, False],
+            "everyone": [{"rank": 0}, {"rank": 1}],
+            "on_main": "from 0",
+            "calls": [0] if rank == 0 else [],
+            "part": (rank, 2, None),
+        }
+
+
+def fail_on_main() -> str:
+    def refuse() -> None:
+        raise UsageError("no")
+
+    try:
+        dist.on_main(refuse)
+    except SelfsameError as error:
+        return f"{type(error).__name__} {error} {error.told}"
+    return "nothing"
+
+
+def test_an_error_of_one_is_an_error_of_all(ranks: Ranks) -> None:
+    assert ranks(fail_on_main) == ["UsageError no False", "RunError process 0 stopped: no True"]
+
+
+def average_on_a_rank(bad: bool) -> dict[str, object]:
+    """Weights used by both ranks, by the second, and by none."""
+    rank = dist.rank()
+    network = nn.ParameterDict(
+        {name: nn.Parameter(torch.zeros(2)) for name in ["both", "one", "none"]}
+    )
+    network["both"].grad = torch.full((2,), float("nan") if bad and rank else 1.0 + rank)
+    if rank:
+        network["one"].grad = torch.ones(2)
+    loss = parallel.average(network, torch.tensor(1.0 + rank))
+    return {"loss": loss.item()} | {
+        name: None if p.grad is None else p.grad.tolist() for name, p in network.items()
+    }
+
+
+def test_gradients_are_averaged_and_what_nobody_used_has_none(ranks: Ranks) -> None:
+    for found in ranks(average_on_a_rank, False):
+        assert found == {"loss": 1.5, "both": [1.5, 1.5], "one": [0.5, 0.5], "none": None}
+    for found in ranks(average_on_a_rank, True):
+        assert all(math.isnan(x) for x in found["both"])

@@ -16,7 +16,7 @@ import torch
 from children import command, rows, start_and_wait
 from helpers import textures, tiny_recipe, write_photos
 
-from selfsame import checkpoint
+from selfsame import checkpoint, interrupt
 from selfsame.api import pretrain
 from selfsame.cli import main
 from selfsame.data import Images

@@ -243,7 +243,7 @@ def test_checkpointed_activations(case: str, whole: dict[str, Took]) -> None:
     assert ours.digests == whole[case].digests
 
 
-SHARDED = ("mae", "ibot", "dinov2", "dinov2-centred", "dino-vit")
+SHARDED = ("mae", "ibot", "dinov2", "dinov2-centred", "dino", "dino-vit")
 
 
 @pytest.mark.parametrize(
@@ -256,3 +256,22 @@ def test_fsdp_is_ddp(options: dict[str, Any], ranks: Ranks, whole: dict[str, Too
         ours = [answer[case] for answer in answers]
         assert error(ours[0], whole[case]) < BOUND, case
         assert ours[0].digests == ours[1].digests
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_part_of_the_batch_for_batch_norm(
+    ranks: Ranks,
+) -> None:
+    """Two groups on four processes; three do not go."""
+    settings = ["method.bn_groups=2", "method.shuffle=true"]
+    answers = ranks(one_case, settings, world=4, timeout=300)
+    assert error(answers[0], one_case(settings)) < BOUND
+    assert len({tuple(answer.digests) for answer in answers}) == 1
+    with pytest.raises(AssertionError, match="in 2 parts of the batch does not go with 3"):
+        ranks(one_case, settings, world=3, timeout=300)
+
+
+def one_case(settings: list[str]) -> Took:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CASES, "moco-pairs", ("moco", settings))
+        return take_steps("moco-pairs", Layout(), False)
