@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$SELFSAME_CACHE``, or the user's own cache."""
+    if chosen := os.environ.get("SELFSAME_CACHE"):
+        return Path(chosen)
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "selfsame"
+    home = Path.home()
+    user = home / "Library/Caches" if sys.platform == "darwin" else home / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or user) / "selfsame"
 
 
 @contextmanager

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from selfsame.types import Norm
 from selfsame.views.draw import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from selfsame.views.resample import DENSE, STRIP, mix_rows
 
 _STRIP = 16  # rows or columns that a blur on a CPU makes at a time
-_REACH = 5.5  # standard deviations: weights beyond are below 3e-7
+_REACH = 4.5  # standard deviations
 LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in torchvision's grayscale
 # What a quarter turn of hue adds to the gray of a pixel, for the luma and chroma axes of YIQ.
 _QUARTER_TURN = (
@@ -105,28 +106,27 @@ def color_steps(order: Tensor, on: Tensor, factors: Tensor, channels: int) -> tu
     return linear, lift
 
 
-def color_matrix(mean: Tensor, order: Tensor, factors: Tensor, gray: Tensor) -> Tensor:
+def color_matrix(order: Tensor, factors: Tensor, gray: Tensor) -> Tensor:
     """Jitter and grayscale as one affine map of colours: the ``fast`` mode.
 
     Without the clamps between them, brightness, contrast, saturation and a rotation of the hue in
-    the YIQ plane are affine. Contrast needs the mean gray of what comes before it, which the map so
-    far gives from the mean of the image.
+    the YIQ plane are affine. Contrast needs the mean gray of what comes before it, which is itself
+    an affine map of the mean colour of the image: so the whole is a map of both.
 
     Args:
-        mean: float32 [B, 3], mean colour of each image.
         order: int64 [B, 4], the four operations, first to last.
         factors: float32 [B, 4], brightness, contrast, saturation, and hue in turns.
         gray: bool [B], which samples end up gray.
 
     Returns:
-        float32 [B, 3, 4]: applies to (red, green, blue, 1).
+        float64 [B, 3, 7]: applies to (red, green, blue, mean red, mean green, mean blue, 1).
     """
     # float64, since float32 rounds sines and sums in a way that depends on their place in a batch.
-    mean, factors = mean.double(), factors.double()
-    eye = torch.eye(3).to(mean)
-    weights = torch.tensor(LUMA).to(mean)
+    factors = factors.double()
+    eye = torch.eye(3).to(factors)
+    weights = torch.tensor(LUMA).to(factors)
     to_gray = weights.expand(3, 3)
-    quarter_turn = torch.tensor(_QUARTER_TURN).to(mean)
+    quarter_turn = torch.tensor(_QUARTER_TURN).to(factors)
     light, sharp, vivid, turns = factors.view(-1, 4, 1, 1).unbind(1)
     angle = 2 * math.pi * turns
     linear = torch.stack(  # [B, 4, 3, 3]
@@ -138,14 +138,47 @@ def color_matrix(mean: Tensor, order: Tensor, factors: Tensor, gray: Tensor) -> 
         ],
         dim=1,
     )
-    sample = torch.arange(len(mean), device=mean.device)
-    color = torch.cat([mean, torch.ones_like(mean[:, :1])], dim=1)[:, :, None]
-    result = torch.eye(3, 4).to(mean).expand(len(mean), 3, 4)
+    sample = torch.arange(len(factors), device=factors.device)
+    result = torch.eye(3, 7).to(factors).expand(len(factors), 3, 7)
     for operation in order.unbind(1):
-        lift = weights @ (result @ color) * (1.0 - sharp[:, 0])  # [B, 1]
+        so_far = weights @ result  # the gray of a pixel, [B, 7]
         result = linear[sample, operation] @ result
-        result[:, :, 3] += torch.where((operation == CONTRAST)[:, None], lift, 0.0)
-    return torch.where(gray[:, None, None], to_gray @ result, result).float()
+        # where it is contrast, a share of that gray at the mean colour is added to each channel
+        lift = so_far * ((1.0 - sharp[:, 0]) * (operation == CONTRAST)[:, None])
+        result[:, :, 3:6] += (lift[:, :3] + lift[:, 3:6])[:, None]
+        result[:, :, 6] += lift[:, 6:]
+    return torch.where(gray[:, None, None], to_gray @ result, result)
+
+
+def fast_colors(order: Tensor, on: Tensor, factors: Tensor, gray: Tensor, units: Norm) -> Tensor:
+    """``color_matrix`` for pixels of 0 to 1, with results normalised by ``units``.
+
+    Args:
+        order: int64 [B, 4], the four operations, first to last.
+        on: bool [B], whether they run at all.
+        factors: float32 [B, 4].
+        gray: bool [B], which samples end up gray.
+        units: Mean and standard deviation of each channel, or one of each for all.
+
+    Returns:
+        float32 [B, 3, 7].
+    """
+    still = factors.new_tensor([1.0, 1.0, 1.0, 0.0])
+    matrix = color_matrix(order, torch.where(on[:, None], factors, still), gray)
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in units)
+    matrix[:, :, 6] -= mean
+    return (matrix / std.view(-1, 1)).float()
+
+
+def scaled(level: float, norm: Norm) -> Tensor:
+    """Where a level of 0 to 1 lies in normalised images: float32 [C, 1, 1]."""
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in norm)
+    return ((level - mean) / std).float()
+
+
+def blur_radius(sigma: Tensor, side: int) -> Tensor:
+    """Pixels that a blur reaches, at most half of ``side``: what is beyond adds up to 7e-6."""
+    return (_REACH * sigma).ceil().clamp(max=side // 2)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, side: int) -> Tensor:
@@ -158,8 +191,11 @@ def gaussian_blur(x: Tensor, sigma: Tensor, side: int) -> Tensor:
     """
     size, radius = x.shape[-1], side // 2
     if x.device.type == "cpu" and size > DENSE:
-        each = [_blur_alone(*one, side) for one in zip(x, sigma.tolist(), strict=True)]
-        return each[0][None] if len(each) == 1 else torch.stack(each)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        reach = blur_radius(sigma, side).int().tolist()
+        for image, deviation, r, out in zip(x, sigma.tolist(), reach, result, strict=True):
+            _blur_alone(image, deviation, r, out)
+        return result
     # float64, since float32 ``exp`` rounds in another way at the end of a vector.
     distance = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
     weights = (-0.5 * (distance / sigma[:, None].to(x.device)) ** 2).exp_()
@@ -171,10 +207,13 @@ def gaussian_blur(x: Tensor, sigma: Tensor, side: int) -> Tensor:
     return mix_rows(mix_rows(x, begin, matrix, size), begin, matrix, size)
 
 
-def _blur_alone(x: Tensor, sigma: float, side: int) -> Tensor:
-    """``gaussian_blur`` of one image, [C, S, S]: strips of it times one small banded matrix."""
+def _blur_alone(x: Tensor, sigma: float, radius: int, out: Tensor) -> None:
+    """``gaussian_blur`` of one image, [C, S, S]: strips of it times one small banded matrix.
+
+    Both products read a picture along its columns and write rows, so the second puts back in order
+    what the first has transposed.
+    """
     c, size, _ = x.shape
-    radius = min(side // 2, math.ceil(_REACH * sigma))
     distance = torch.arange(-radius, radius + 1, dtype=torch.float64)
     taps = (-0.5 * (distance / sigma) ** 2).exp_()
     # Row i weighs pixels i to i + 2 * radius of a window: each row of a table that is wider by one
@@ -184,21 +223,23 @@ def _blur_alone(x: Tensor, sigma: float, side: int) -> Tensor:
     table[:, : 2 * radius + 1] = taps / taps.sum()
     band = table.view(-1)[: _STRIP * window].view(1, _STRIP, window).expand(count, -1, -1)
 
+    x = F.pad(x, (radius,) * 4, mode="reflect")
     beyond = count * _STRIP - size  # the last strip may be longer than what is left
-    mixed = torch.empty(c, count, _STRIP, size)
-    for _ in range(2):  # rows, then the columns as rows
-        x = F.pad(x, (0, 0, radius, radius), mode="reflect")
-        x = F.pad(x, (0, 0, 0, beyond)) if beyond else x
-        strips = x.as_strided((c, count, window, size), (x.stride(0), _STRIP * size, size, 1))
-        for strip, out in zip(strips, mixed, strict=True):
-            torch.bmm(band, strip, out=out)
-        x = mixed.view(c, -1, size)[:, :size].mT.contiguous()
-    return x
+    x = F.pad(x, (0, beyond, 0, beyond)) if beyond else x
+    side = x.shape[-1]
+    strips = x.as_strided((count, window, c * side), (_STRIP, 1, side))
+    x = torch.bmm(band, strips)  # [columns, C, rows with the frame]
+    for plane, result in enumerate(out):
+        strips = x.as_strided((count, window, size), (_STRIP, 1, c * side), plane * side)
+        if beyond:
+            result.copy_(torch.bmm(band, strips).view(-1, size)[:size])
+        else:
+            torch.bmm(band, strips, out=result.view(count, _STRIP, size))
 
 
-def solarize(x: Tensor, threshold: float) -> Tensor:
-    """``solarize``: invert the values at or above the threshold."""
-    return torch.where(x >= threshold, 1.0 - x, x)
+def solarize(x: Tensor, threshold: float | Tensor, ends: float | Tensor = 1.0) -> Tensor:
+    """``solarize``: invert the values at or above the threshold; ``ends`` is black plus white."""
+    return torch.where(x >= threshold, ends - x, x)
 
 
 @lru_cache(maxsize=8)

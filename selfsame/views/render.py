@@ -13,12 +13,16 @@ from torch import Tensor
 from selfsame.types import Batch, Norm
 from selfsame.views import ops
 from selfsame.views.draw import CONTRAST, HUE, Params, draw
-from selfsame.views.resample import resized_crop
+from selfsame.views.native import kernel, program
+from selfsame.views.resample import resized_crop, small
 from selfsame.views.spec import View
 from selfsame.views.threads import spread
 
 Color = Literal["exact", "fast"]
-Colors = Callable[[Tensor, slice], None]  # changes samples in place: their pixels, their rows
+# Changes the colours of a part of the batch: float32 pixels of 0 to 1, the rows of the part.
+Colors = Callable[[Tensor, slice], Tensor]
+
+_PLAIN = Norm((0.0,), (1.0,))
 
 # Bytes of float images that a core works on at once. Small ones go together, since to begin an
 # operation costs more than to leave the cache; those above an eighth of it go one by one.
@@ -65,24 +69,27 @@ def render(
         part = min(share, _PART // each) if 8 * each <= _PART else 1
     parts = [slice(i, i + part) for i in range(0, b, part)]
 
-    def resize(rows: slice) -> Tensor:
-        box, mirror = params.box[rows], params.flip[rows]
-        return resized_crop(images[rows], box, size, view.interpolation, mirror)
-
+    fast = color == "fast" and c == 3
+    units = norm if fast else _PLAIN  # of the pixels while they change
     with torch.no_grad(), _float32(device):
-        small = spread(resize, parts)
-        change_colors = _fast_colors if color == "fast" and c == 3 else _exact_colors
-        colors = change_colors(small, params, view)
+        native = kernel() if device.type == "cpu" and c == 3 else None
+        whole = native is not None and small(images, size)  # it resizes, too
+        if native is not None:
+            samples = program(params, view, units, norm, blur_side(view), fast, whole)
+        else:
+            operations = _operations(params, view, units, norm, c, device, fast)
 
-        def finish(k: int) -> None:
-            rows = parts[k]
-            x = _floats(small[k])
-            colors(x, rows)
-            _change(x, params.blur[rows], ops.gaussian_blur, params.sigma[rows], blur_side(view))
-            _change(x, params.solarize[rows], ops.solarize, view.solarize_threshold)
-            _normalize(x, norm, out[rows])
+        def make(rows: slice) -> None:
+            pixels = images[rows]
+            if not whole:
+                box, mirror = params.box[rows], params.flip[rows]
+                pixels = resized_crop(pixels, box, size, view.interpolation, mirror)
+            if native is not None:
+                native(pixels.to(torch.uint8), samples[rows], out[rows])
+            else:
+                out[rows] = operations(pixels, rows)
 
-        spread(finish, range(len(parts)))
+        spread(make, parts)
     return out
 
 
@@ -180,11 +187,6 @@ def _float32(device: torch.device) -> Iterator[None]:
             setting.fp32_precision = precision
 
 
-def _floats(x: Tensor) -> Tensor:
-    """Values of 0 to 255 as float32 of 0 to 1; float32 is changed in place."""
-    return x.to(torch.float32).mul_(1 / 255)
-
-
 def _change(x: Tensor, which: Tensor, change: Callable[..., Tensor], *args: Any) -> None:
     """Change the samples of ``x`` that ``which`` (bool [B], CPU) marks, in place."""
     if not which.any():
@@ -199,13 +201,38 @@ def _change(x: Tensor, which: Tensor, change: Callable[..., Tensor], *args: Any)
         x.index_copy_(0, rows, change(x.index_select(0, rows), *args))
 
 
-def _exact_colors(small: Sequence[Tensor], params: Params, view: View) -> Colors:
+def _operations(
+    params: Params,
+    view: View,
+    units: Norm,
+    norm: Norm,
+    channels: int,
+    device: torch.device,
+    fast: bool,
+) -> Callable[[Tensor, slice], Tensor]:
+    """What follows the resize, operation by operation: of pixels of 0 to 255, and their rows."""
+    colors = (_fast_colors if fast else _exact_colors)(params, view, units, channels, device)
+    levels = (view.solarize_threshold, 0.0, 1.0)
+    threshold, black, white = (ops.scaled(level, units).to(device) for level in levels)
+
+    def change(pixels: Tensor, rows: slice) -> Tensor:
+        x = pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+        x = colors(x, rows)
+        _change(x, params.blur[rows], ops.gaussian_blur, params.sigma[rows], blur_side(view))
+        _change(x, params.solarize[rows], lambda y: ops.solarize(y, threshold, ends=black + white))
+        return x if units is norm else _normalize(x, norm)
+
+    return change
+
+
+def _exact_colors(
+    params: Params, view: View, units: Norm, channels: int, device: torch.device
+) -> Colors:
     """Jitter with torchvision's clamps after each operation, and grayscale.
 
     Brightness, contrast and saturation are affine maps of the colours, so that a whole batch goes
     through each of the four slots at once, whatever operation each sample has there; hue is not.
     """
-    channels, device = small[0].shape[1], small[0].device
     linear, lift = ops.color_steps(params.order, params.jitter, params.factors, channels)
     linear, lift = linear.to(device), lift.to(device)
     jitter = params.jitter[:, None]
@@ -213,44 +240,48 @@ def _exact_colors(small: Sequence[Tensor], params: Params, view: View) -> Colors
     hues = jitter & (params.order == HUE) & (view.hue > 0 and channels == 3)
     maps = jitter & (params.order != HUE)
 
-    def change(x: Tensor, rows: slice) -> None:
+    def change(x: Tensor, rows: slice) -> Tensor:
         for slot in range(4):
             if maps[rows, slot].any():
                 shift = lift[rows, slot]
                 if means[rows, slot].any():
                     shift = shift * ops.mean_gray(x)
-                _map_colors(x, linear[rows, slot], shift)
+                flat = x.flatten(2)
+                torch.clamp(torch.baddbmm(shift, linear[rows, slot], flat), 0.0, 1.0, out=flat)
             _change(x, hues[rows, slot], ops.hue, params.factors[rows, HUE])
         if channels == 3:
             _change(x, params.grayscale[rows], ops.grayscale)
+        return x
 
     return change
 
 
-def _fast_colors(small: Sequence[Tensor], params: Params, view: View) -> Colors:
-    """The same as one affine map of colours for each sample, clamped once."""
-    mean = torch.cat(spread(lambda x: x.to(torch.float32).mean(-1).mean(-1), small)) / 255
-    order, factors, gray = (
-        p.to(mean.device, non_blocking=True)
-        for p in (params.order, params.factors, params.grayscale)
-    )
-    still = factors.new_tensor([1.0, 1.0, 1.0, 0.0])
-    factors = torch.where(params.jitter.to(mean.device)[:, None], factors, still)
-    matrix = ops.color_matrix(mean, order, factors, gray)
+def _fast_colors(
+    params: Params, view: View, units: Norm, channels: int, device: torch.device
+) -> Colors:
+    """The same as one affine map of colours for each sample, clamped once, normalised on the way.
 
-    def change(x: Tensor, rows: slice) -> None:
-        _map_colors(x, matrix[rows, :, :3], matrix[rows, :, 3:])
+    What follows commutes with the normalisation: a blur's weights add up to 1.
+    """
+    matrix = ops.fast_colors(params.order, params.jitter, params.factors, params.grayscale, units)
+    matrix = matrix.to(device)
+    linear, of_mean, shift = matrix[:, :, :3], matrix[:, :, 3:6], matrix[:, :, 6:]
+    ends = [ops.scaled(level, units).expand(channels, 1, 1).flatten().tolist() for level in (0, 1)]
+
+    def change(x: Tensor, rows: slice) -> Tensor:
+        color = x.mean(-1).mean(-1, keepdim=True)  # row by row, as in ``ops.mean_gray``
+        color = torch.baddbmm(shift[rows], of_mean[rows], color)
+        x = torch.baddbmm(color, linear[rows], x.flatten(2)).view_as(x)
+        for plane, low, high in zip(x.unbind(1), *ends, strict=True):
+            plane.clamp_(low, high)  # with a number for all it is six times as fast
+        return x
 
     return change
 
 
-def _map_colors(x: Tensor, linear: Tensor, shift: Tensor) -> None:
-    """Apply an affine map of colours to each sample of [B, C, S, S], in place, and clamp."""
-    flat = x.flatten(2)
-    torch.clamp(torch.baddbmm(shift, linear, flat), 0.0, 1.0, out=flat)
-
-
-def _normalize(x: Tensor, norm: Norm, out: Tensor) -> None:
-    """Write ``(x - mean) / std`` to ``out``."""
-    mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in norm)
-    torch.sub(x, mean, out=out).mul_(1 / std)
+def _normalize(x: Tensor, norm: Norm) -> Tensor:
+    """Replace ``x`` by ``(x - mean) / std``, plane by plane: broadcasting is slow on a CPU."""
+    ends = (torch.tensor(v).expand(x.shape[1]).tolist() for v in norm)
+    for plane, mean, std in zip(x.unbind(1), *ends, strict=True):
+        plane.sub_(mean).mul_(1 / std)
+    return x

@@ -53,10 +53,10 @@ def resized_crop(
         mirror: bool [B], on the CPU: which samples to flip horizontally.
 
     Returns:
-        [B, C, size, size] of whole numbers in 0..255, contiguous, on the device of ``images``:
-        float32, or uint8 from a CPU's kernels.
+        [B, C, size, size] of whole numbers in 0..255, on the device of ``images``: float32, or
+        uint8 from a CPU's kernels, then of one image in its own memory format.
     """
-    if max(*images.shape[2:], size) <= DENSE:
+    if small(images, size):
         result = _dense(images, box, size, interpolation, mirror)
     elif images.device.type == "cpu" and size > 1:  # of one pixel, PyTorch's kernel fails
         return _one_by_one(images, box, size, interpolation, mirror)
@@ -65,17 +65,23 @@ def resized_crop(
     return result.round_().clamp_(0.0, 255.0)
 
 
+def small(images: Tensor, size: int) -> bool:
+    """Whether images [B, C, H, W] and results of ``size`` pixels are small."""
+    return max(images.shape[2], images.shape[3], size) <= DENSE
+
+
 def _one_by_one(
     images: Tensor, box: Tensor, size: int, interpolation: Interpolation, mirror: Tensor
 ) -> Tensor:
     """``resized_crop`` through ``torch.nn.functional.interpolate``."""
-    result = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
-    crops = zip(result, images, box.tolist(), mirror.tolist(), strict=True)
-    for out, image, (top, left, height, width), flip in crops:
+    result = []
+    for image, place, flip in zip(images, box.tolist(), mirror.tolist(), strict=True):
+        top, left, height, width = place
         crop = image[None, :, top : top + height, left : left + width]
+        crop = crop.contiguous(memory_format=torch.channels_last)  # rows, as they lie
         view = F.interpolate(crop, (size, size), mode=interpolation, antialias=True)
-        out.copy_(view[0].flip(-1) if flip else view[0])
-    return result
+        result.append(view.flip(-1) if flip else view)
+    return result[0] if len(result) == 1 else torch.cat(result)
 
 
 def _dense(

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 import torchvision.transforms.functional as tv
@@ -5,11 +7,21 @@ from torch.nn.functional import pad
 
 from selfsame.types import Batch, Norm
 from selfsame.views import View, draw, eval_view, make_views, render
+from selfsame.views.native import kernel
 from selfsame.views.render import blur_side
-from selfsame.views.resample import DENSE, resized_crop
+from selfsame.views.resample import DENSE
 
 NORM = Norm((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PLAIN = Norm((0.0,), (1.0,))
+
+
+@pytest.fixture(params=["compiled", "operations"], autouse=True)
+def way(request, monkeypatch):
+    """Both ways to the same pixels on a CPU."""
+    if request.param == "operations":
+        monkeypatch.setattr(sys.modules["selfsame.views.render"], "kernel", lambda: None)
+    elif kernel() is None:
+        pytest.skip("no C compiler")
 
 
 def canvases(n, height, width, channels=3):
@@ -28,6 +40,14 @@ def sizes_of(images):
 def drawn(view, images, **changes):
     defaults = {"seed": 3, "epoch": 0, "which": 0, "index": torch.arange(len(images))}
     return draw(view, **({"sizes": sizes_of(images)} | defaults | changes))
+
+
+def resized(images, p, view):
+    """The crops of a view, resized and mirrored; nothing else happens to them."""
+    off, zero = torch.zeros_like(p.flip), torch.zeros_like(p.sigma)
+    plain = View(size=view.size, interpolation=view.interpolation)
+    p = p._replace(jitter=off, grayscale=off, blur=off, solarize=off, sigma=zero)
+    return render(images, p, plain, PLAIN)
 
 
 def with_torchvision(x, p, i, view, norm):
@@ -55,13 +75,30 @@ def test_a_view_is_the_chain_of_torchvision(view):
     p = drawn(view, images)
     ours = render(images, p, view, NORM)
     assert ours.dtype == torch.float32
-    # the resize has a test of its own: it rounds to 8 bits, and here a level would count for more
-    small = resized_crop(images, p.box, view.size, view.interpolation, p.flip) / 255
+    # the resize has tests of its own: it rounds to 8 bits, and here a level would count for more
+    small = resized(images, p, view)
     theirs = torch.stack([with_torchvision(x, p, i, view, NORM) for i, x in enumerate(small)])
     error = (ours - theirs).abs()
     # Solarising jumps at the threshold, where rounding decides: a few pixels in a million.
     assert (error > 2e-4).float().mean() < 1e-4
     assert error.median() < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [1, 7, 32, 50, DENSE])
+def test_small_crops_are_resized_and_rounded_once(size, mode):
+    images = canvases(40, 41, 52)
+    images[3], images[4] = 0, 255
+    view = View(size=size, interpolation=mode, scale=(0.01, 1.0), ratio=(0.2, 5.0))
+    p = drawn(view, images)
+    ours = 255 * resized(images, p, view)
+    torch.testing.assert_close(ours, ours.round(), rtol=0.0, atol=1e-4)
+    for image, box, flip, result in zip(images, p.box.tolist(), p.flip, ours.double(), strict=True):
+        precise = tv.resized_crop(
+            image.double(), *box, [size, size], tv.InterpolationMode(mode), True
+        )
+        precise = (tv.hflip(precise) if flip else precise).clamp(0, 255)
+        assert (result - precise).abs().max() < 0.501
 
 
 @pytest.mark.parametrize("color", ["exact", "fast"])

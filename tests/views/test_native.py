@@ -1,0 +1,95 @@
+"""The compiled pass against the operations that it stands for."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from selfsame.types import Norm
+from selfsame.views import View, draw, native, render
+
+NORM = Norm((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+needs_compiler = pytest.mark.skipif(native.kernel() is None, reason="no C compiler")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A cache folder of its own, and no memory of the library that is loaded."""
+    monkeypatch.setenv("SELFSAME_CACHE", str(tmp_path / "cache"))
+    native.kernel.cache_clear()
+    yield tmp_path
+    native.kernel.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("color", ["exact", "fast"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        View(size=1, jitter=1.0, blur=1.0),
+        View(size=5, blur=1.0, blur_kernel=1.0, solarize=0.5),
+        View(size=32, solarize=0.3),
+        View(size=64, blur=0.0, hue=0.0),
+        View(size=65, blur=1.0, blur_sigma=(0.1, 4.0)),
+        View(size=130, solarize=0.2, grayscale=0.5),
+        View(size=150, jitter=0.0, blur=1.0),
+    ],
+)
+def test_one_pass_is_the_operations_one_after_the_other(view, color, monkeypatch):
+    generator = torch.Generator().manual_seed(view.size)
+    images = torch.randint(0, 256, (24, 3, 90, 81), dtype=torch.uint8, generator=generator)
+    images[0], images[1], images[2, 1:] = 0, 255, 0
+    sizes = torch.tensor([[90, 81]]).expand(24, 2)
+    p = draw(view, seed=1, epoch=0, index=torch.arange(24), which=0, sizes=sizes)
+    ours = render(images, p, view, NORM, color=color)
+    monkeypatch.setattr(sys.modules["selfsame.views.render"], "kernel", lambda: None)
+    error = (ours - render(images, p, view, NORM, color=color)).abs()
+    # solarising jumps at its threshold, where rounding decides
+    assert (error > 1e-4).float().mean() < 1e-4
+    assert error.median() < 1e-6
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_kept(fresh):
+    assert native.kernel() is not None
+    (library,) = (fresh / "cache").iterdir()
+    before = library.stat().st_mtime_ns
+    native.kernel.cache_clear()
+    assert native.kernel() is not None
+    assert library.stat().st_mtime_ns == before
+
+
+@needs_compiler
+def test_processes_may_compile_it_at_once(fresh):
+    code = "from selfsame.views import native; assert native.kernel() is not None"
+    both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(list((fresh / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", ["asked", "no compiler", "it fails", "no place", "no library"])
+def test_without_it_views_are_made_all_the_same(how, fresh, monkeypatch):
+    if how == "asked":
+        monkeypatch.setenv("SELFSAME_NATIVE", "0")
+    elif how == "no compiler":
+        monkeypatch.setenv("CC", "no-such-compiler -O9")
+    elif how == "it fails":
+        monkeypatch.setenv("CC", f"{sys.executable} -c 'raise SystemExit(1)'")
+    elif how == "no place":
+        (fresh / "cache").write_text("a file, where the folder should be")
+    else:  # a compiler that writes something else
+        script = fresh / "cc"
+        script.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho no > "$2"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("CC", str(script))
+    if how == "no library" and os.name == "nt":
+        pytest.skip("a shell script stands for the compiler")
+    assert native.kernel() is None
+    images = torch.zeros(2, 3, 9, 9, dtype=torch.uint8)
+    view = View(size=8)
+    p = draw(view, seed=0, epoch=0, index=torch.arange(2), which=0, sizes=torch.full((2, 2), 9))
+    assert render(images, p, view, NORM).isfinite().all()
