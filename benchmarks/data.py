@@ -323,9 +323,7 @@ def compete(
 ) -> list[dict[str, Any]]:
     """Rows of the table: ``rounds`` turns of every contestant at every case, after a first one."""
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of the contestants, whose processes inherit it
-    # Memory as selfsame's command line has it, of all alike: ``machine.keep_memory``.
-    os.environ |= {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_MAX_": "0"}
-    os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**31 - 1)
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as selfsame's command line has it; of all alike
     context = get_context("spawn")
     processes, pipes = [], {}
     for name in names:

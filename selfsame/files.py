@@ -31,17 +31,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or user) / "selfsame"
 
 
-def cache_folder() -> Path:
-    """Where what can be made again is kept: ``$SELFSAME_CACHE``, or the user's own cache."""
-    if chosen := os.environ.get("SELFSAME_CACHE"):
-        return Path(chosen)
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "selfsame"
-    home = Path.home()
-    user = home / "Library/Caches" if sys.platform == "darwin" else home / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or user) / "selfsame"
-
-
 @contextmanager
 def atomic(final: Path) -> Iterator[Path]:
     """Give a temporary path to write a file or fill a folder at, and move it to ``final``.

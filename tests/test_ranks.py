@@ -69,7 +69,7 @@ def wait_for(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 def asked(interrupt: Interrupt) -> Interrupt:
     """An interruption that was asked for before the first step."""
-    interrupt.asked = True
+    interrupt.signal = signal.SIGINT
     return interrupt
 
 
