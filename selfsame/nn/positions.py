@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsame.nn.precision import wide
+
 
 def sincos_2d(
     dim: int,
@@ -53,6 +55,6 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
     """Interpolate positions, [1, rows * columns, D], to another grid, bicubically."""
     if old == new:
         return positions
-    grid = positions.transpose(1, 2).reshape(1, -1, *old).float()
+    grid = wide(positions.transpose(1, 2).reshape(1, -1, *old))
     moved = F.interpolate(grid, size=new, mode="bicubic", align_corners=False)
     return moved.flatten(2).transpose(1, 2).to(positions.dtype)

@@ -6,7 +6,8 @@ every step are those of one process with the whole batch; the gradients, and eve
 method remembers, are bit-equal between the ranks.
 
 The bound is 1e-9 relative for each tensor of the gradient (sums of floats in another order: 1e-16
-times the number of terms and the condition of the loss). The largest that was measured is 3e-12.
+times the number of terms and the condition of the loss). The largest that were measured: 1.9e-13 on
+2 and 3 processes (Barlow Twins), 3.8e-14 sharded (DINO).
 """
 
 from __future__ import annotations
