@@ -81,7 +81,7 @@ def train(
     interrupt = interrupt or Interrupt()
     if careful is None:
         careful = plan.device.type == "cpu"
-    done, fine = _train(plan, method, run, console, options, interrupt, careful)
+    done, fine = _train(plan, method, run, console, options, interrupt, careful=careful)
     if not fine:
         console.say(f"step {done:,} or one before it is not finite: back to the last checkpoint")
         done, _ = _train(plan, method, run, console, options, interrupt, careful=True)
@@ -95,6 +95,7 @@ def _train(
     console: Console,
     options: Options,
     interrupt: Interrupt,
+    *,
     careful: bool,
 ) -> tuple[int, bool]:
     """The steps done, and whether all of them are finite; else the last checkpoint counts."""
@@ -119,8 +120,7 @@ def _train(
     if not careful and not start:
         keep(run, start, method, optimizer)  # to go back to
 
-    def judge(done: int) -> bool:
-        """Evaluate on rank 0; whether any rank was asked to stop."""
+    def judge(done: int) -> None:
         whole = parallel.whole(method, plan.build)
 
         def evaluate() -> None:
@@ -130,11 +130,12 @@ def _train(
 
         dist.on_main(evaluate)
         method.train()
-        return dist.anywhere(interrupt.asked)[0]
 
     with interrupt, loader:
-        if start and eval_is_due(start, plan.total, options) and judge(start):
-            return start, True
+        if start and eval_is_due(start, plan.total, options):
+            judge(start)
+            if dist.anywhere(interrupt.asked)[0]:
+                return start, True
         for step, (epoch, batch) in enumerate(loader, start):
             # 1. the views of this step, made on the device
             t = plan.progress(step)
@@ -162,10 +163,8 @@ def _train(
             done = step + 1
             healthy &= torch.isfinite(loss + gradient)
             log = done % log_every == 0 or done == plan.total
-            stop, save, bad = dist.anywhere(
-                interrupt.asked,
-                interrupt.asked or save_is_due(done, plan.total, options, saved_at),
-                len(plan.images.bad) > reported,
+            save, bad = dist.anywhere(
+                save_is_due(done, plan.total, options, saved_at), len(plan.images.bad) > reported
             )
             evaluating = eval_is_due(done, plan.total, options)
             if not (careful or log or save or evaluating) or dist.all_true(healthy).item():
@@ -193,12 +192,12 @@ def _train(
                 run.add_bad_images(image for each in found for image in each)
                 reported = len(plan.images.bad)
             if evaluating:
-                stop |= judge(done)
+                judge(done)
                 clock = time.monotonic()
             if save:
                 keep(run, done, method, optimizer)
                 saved, saved_at = done, time.monotonic()
-            if stop:
+            if dist.anywhere(interrupt.asked)[0]:
                 break
         fine = bool(dist.all_true(healthy).item())
         if fine and saved != done:  # before the loader ends: it waits for what it reads

@@ -15,11 +15,11 @@ from helpers import textures, tiny_recipe, write_photos
 from torch import Tensor, nn
 
 from selfsame import checkpoint, methods, optim
+from selfsame import train as loop
 from selfsame.api import pretrain
 from selfsame.data import open_source
 from selfsame.errors import RunError
 from selfsame.guard import Limits
-from selfsame.train import train
 from selfsame.types import Method, Output, Progress
 
 Poison = Callable[[str, Collection[int]], None]
@@ -164,13 +164,14 @@ def test_a_device_that_is_asked_now_and_then_ends_with_the_same_bits(
     go = partial(pretrain, "byol", textures(16), recipe=recipe, log_every=7, save_every=3)
     go(out=tmp_path / "careful", quiet=True)
     asked: list[bool] = []
+    steps = loop._train
 
-    def carefree(*args: Any, careful: bool | None = None, **options: Any) -> int:
-        asked.append(bool(careful))
-        return train(*args, careful=bool(careful), **options)
+    def noted(*args: Any, careful: bool) -> tuple[int, bool]:
+        asked.append(careful)
+        return steps(*args, careful=careful)
 
-    monkeypatch.setattr("selfsame.api.train", carefree)
-    monkeypatch.setattr("selfsame.train.train", carefree)
+    monkeypatch.setattr(loop, "_train", noted)
+    monkeypatch.setattr("selfsame.api.train", partial(loop.train, careful=False))
     go(out=tmp_path / "carefree", quiet=True)
     assert asked == [False, True]
     assert_same(state(tmp_path / "carefree", 16), state(tmp_path / "careful", 16))
@@ -185,7 +186,8 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     optimizer = optim.build(module, optim.Optim(name="adamw"), 4)
     module(torch.randn(4, 2)).sum().backward()
     optimizer.step()
-    assert checkpoint.save(tmp_path, 1, module, optimizer).is_dir()
+    checkpoint.save(tmp_path, 1, module, optimizer)
+    assert (tmp_path / "step-00000001").is_dir()
     slot = optimizer.state[module[0].weight]
     for value, name in (
         (module[0].weight.data, "0.weight"),

@@ -137,9 +137,8 @@ def test_a_lost_process_ends_the_run_with_a_reason_and_a_checkpoint(
     assert "selfsame/train.py" not in said, "no traceback of ours"
     newest = checkpoint.latest(run / "checkpoints")
     assert newest is not None
-    monkeypatch.setattr("selfsame.train.Interrupt.__enter__", asked)  # one more step, alone
-    more = {"settings": (), "batch_size": None}
-    alone(photos, run, steps=4000, resume=True, **more)
+    monkeypatch.setattr(Interrupt, "__enter__", asked)  # one more step, alone
+    alone(photos, run, steps=4000, resume=True)
     assert rows(run)[-1]["step"] == checkpoint.step_of(newest) + 1
 
 
