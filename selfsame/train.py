@@ -61,7 +61,7 @@ def train(
         RunError: a loss or gradient that is not finite, a disk that refuses, or a lost process.
     """
     recipe, rank, world = plan.recipe, dist.rank(), dist.world_size()
-    parallel.prepare(method, plan.layout, recipe.precision)
+    parallel.prepare(method, plan.layout)
     optimizer = optim.build(method, recipe.optim, recipe.batch_size)
     with dist.agreed():
         start = restore(run, method, optimizer)
