@@ -61,7 +61,7 @@ def check_layout(layout: Layout, batch: int, world: int, method: type[Method]) -
         raise UsageError("one process has nothing to shard", tip="leave --parallel out")
 
 
-def prepare(method: Method, layout: Layout, precision: str = "fp32") -> None:
+def prepare(method: Method, layout: Layout) -> None:
     """Make a method learn from its part of a batch as from the whole, in place.
 
     BatchNorm takes its statistics from all ranks, or from those that `Method.norm_groups` puts
@@ -76,7 +76,7 @@ def prepare(method: Method, layout: Layout, precision: str = "fp32") -> None:
     if layout.checkpoint_activations:
         _checkpoint_activations(method)
     if layout.parallel == "fsdp":
-        shard(method, layout.accumulate, precision)
+        shard(method, layout.accumulate)
 
 
 def _synchronise(method: Method, world: int) -> None:
@@ -121,12 +121,13 @@ def _once_more(block: nn.Module) -> tuple[AbstractContextManager[None], ...]:
     return nullcontext(), resting_statistics(block)
 
 
-def shard(method: Method, accumulate: int, precision: str) -> None:
+def shard(method: Method, accumulate: int) -> None:
     """Spread weights, gradients and optimiser state over all ranks with FSDP2, in place.
 
     Units are the entries of every ``ModuleList`` (blocks of encoders, teachers and decoders) and
-    the parts of DINO's heads; the rest is one unit. In bf16 the blocks are gathered in bfloat16,
-    and gradients are summed in float32.
+    the parts of DINO's heads; the rest is one unit. Weights are gathered and gradients summed in
+    float32; autocast alone chooses where bfloat16 is used, so that precision is that of one process
+    (a LayerNorm on a CPU refuses bfloat16 weights beside the float32 of the residual).
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
@@ -138,18 +139,15 @@ def shard(method: Method, accumulate: int, precision: str) -> None:
     device = next(method.parameters()).device
     method.to(memory_format=torch.contiguous_format)  # all that FSDP2 knows
     mesh = init_device_mesh(device.type, (dist.world_size(),))
-    low = torch.bfloat16 if precision == "bf16" else None
-    # autocast casts what goes into a block, as without FSDP: its residual stays in float32
-    policy = MixedPrecisionPolicy(low, low and torch.float32, cast_forward_inputs=False)
-    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     for module in list(method.modules()):
         if isinstance(module, nn.ModuleList):
             for unit in module:
                 fully_shard(unit, mesh=mesh, mp_policy=policy)
         elif isinstance(module, DINOHead):
             for unit in module.children():
-                fully_shard(unit, mesh=mesh, mp_policy=plain)
-    fully_shard(method, mesh=mesh, mp_policy=plain)
+                fully_shard(unit, mesh=mesh, mp_policy=policy)
+    fully_shard(method, mesh=mesh, mp_policy=policy)
     if accumulate > 1 and method.batch_coupled:  # then these are called, and not ``forward``
         register_fsdp_forward_method(method, "embed")
         register_fsdp_forward_method(method, "loss")
