@@ -27,6 +27,7 @@ from selfsame.nn.precision import unit, wide
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
+    information,
     masked_places,
     patch_loss,
     resting,
@@ -171,8 +172,8 @@ class DINOv2(Method):
     def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
         """Loss of ``views["global"]``, [G, B, C, S, S], its ``"mask"``, and ``"local"`` if given.
 
-        Metrics: the teacher's entropy and the student's divergence from it, on class tokens, the
-        loss of the masked patches and KoLeo, unweighted.
+        Metrics: the teacher's entropy, the student's divergence from it and the targets'
+        information, on class tokens; the loss of the masked patches and KoLeo, unweighted.
         """
         config = self.config
         x, mask = views["global"].flatten(0, 1), views["mask"].flatten(0, 1)
@@ -214,6 +215,7 @@ class DINOv2(Method):
         metrics = {
             "teacher_entropy": h,
             "divergence": class_loss.detach() - h,
+            "information": information(p),
             "patch_loss": masked_loss.detach(),
             "koleo": spread.detach(),
         }
