@@ -27,9 +27,11 @@ from selfsame.data import (
 )
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
 from selfsame.encoder import Encoder, load, of_recipe, random_like
-from selfsame.errors import UsageError, unknown
-from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
+from selfsame.errors import DivergedError, UsageError, unknown
+from selfsame.evals import bootstrap_interval, knn, linear
 from selfsame.evals.features import Bank, bank, pixel_bank
+from selfsame.evals.verdict import Verdict
+from selfsame.evals.watch import Watch
 from selfsame.files import atomic
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
@@ -37,9 +39,8 @@ from selfsame.run import RunDirectory, environment
 from selfsame.train import train
 from selfsame.types import Method, Source
 
-PROBE = 2048  # images of the training set that label-free health is measured on
 PACK_VIEW = 224  # pixels: the side of views that a pack is made for by default
-EVALUATIONS = 10  # of a run with labelled data, evenly spaced
+EVALUATIONS = 10  # of a run, evenly spaced: health, and kNN where there are labels
 
 PROTOCOLS = {"knn": knn, "linear": linear}
 
@@ -52,7 +53,8 @@ class Result:
     encoder: Encoder
     steps: int  # optimiser steps done
     finished: bool  # False where the user interrupted it
-    health: Mapping[str, float]
+    health: Mapping[str, float]  # the last row of label-free health: `selfsame.evals.probe`
+    verdict: Verdict
 
 
 def pretrain(
@@ -139,27 +141,38 @@ def pretrain(
                 "each is replaced by the next readable one and listed in bad_images.jsonl"
             )
 
+        every = max(1, plan.total // EVALUATIONS)
+        watch = Watch(run, plan.images, plan.recipe, plan.total, every)
+        watch.measure(_encoder(plan, built), 0)
+
         def judge(method: Method, step: int) -> None:
-            assert labelled is not None
+            if watch.due(step):
+                watch.measure(_encoder(plan, method), step)
+            if labelled is None:
+                return
             features = bank(_encoder(plan, method), labelled)
             scores = knn(*features, ks=(20,))
             run.append("eval", [{"step": step, "protocol": "knn", **scores}])
             console.say(f"step {step:,}: kNN {scores['knn']:.3f}")
 
-        steps = train(
-            plan,
-            built,
-            run,
-            console,
-            save_every=save_every,
-            log_every=log_every,
-            eval_every=max(1, plan.total // EVALUATIONS),
-            evaluate=judge if labelled is not None else None,
-        )
+        try:
+            steps = train(
+                plan,
+                built,
+                run,
+                console,
+                save_every=save_every,
+                log_every=log_every,
+                eval_every=every,
+                evaluate=judge,
+            )
+            encoder = _encoder(plan, built).eval()
+            health = watch.measure(encoder, steps)
+        except DivergedError as error:
+            console.say(*watch.verdict(plan.total, diverged=str(error)).lines())
+            raise
         finished = steps == plan.total
-        encoder = _encoder(plan, built).eval()
-        health = _health(encoder, plan.images)
-        run.append("eval", [{"step": steps, "protocol": "health", **health}])
+        verdict = watch.verdict(steps)
         encoder.save(
             run.path,
             method=plan.recipe.method.name,
@@ -169,8 +182,8 @@ def pretrain(
             steps=plan.total,
             evaluation=health,
         )
-        console.say(*_closing(plan, run, steps, health))
-    return Result(run.path, encoder, steps, finished, health)
+        console.say(*_closing(plan, run, steps, health, verdict))
+    return Result(run.path, encoder, steps, finished, health, verdict)
 
 
 def evaluate(
@@ -426,28 +439,14 @@ def _facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _health(encoder: Encoder, images: Images) -> dict[str, float]:
-    """Label-free numbers on a fixed probe set: do the features use their dimensions?"""
-    count = min(PROBE, len(images))
-    index = torch.arange(count) * len(images) // count  # evenly spaced
-    parts = [images.batch(part) for part in torch.tensor_split(index, (count + 255) // 256)]
-    z = torch.cat([encoder.features(b.images, b.sizes).cpu() for b in parts])
-    std, reference = feature_std(z)
-    return {
-        "rankme": rankme(z.double()).item(),
-        "dim": float(z.shape[1]),
-        "feature_std": std.item(),
-        "feature_std_reference": reference,
-    }
-
-
-def _closing(plan: Plan, run: RunDirectory, steps: int, health: Mapping[str, float]) -> list[str]:
-    """The verdict, and where things are."""
-    collapsed = health["feature_std"] < 0.1 * health["feature_std_reference"]
+def _closing(
+    plan: Plan, run: RunDirectory, steps: int, health: Mapping[str, float], verdict: Verdict
+) -> list[str]:
+    """What the run amounts to, and where things are."""
     lines = [
         f"health     RankMe {health['rankme']:.1f} of {health['dim']:.0f}, feature deviation "
-        f"{health['feature_std']:.4f} (1/sqrt(d) is {health['feature_std_reference']:.4f}): "
-        + ("COLLAPSED, all images look alike to it" if collapsed else "not collapsed"),
+        f"{health['feature_std']:.4f} (1/sqrt(d) is {health['feature_std_reference']:.4f})",
+        *verdict.lines(),
     ]
     if plan.images.bad:
         lines.append(f"bad        {len(plan.images.bad)} images could not be read")

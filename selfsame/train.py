@@ -15,7 +15,7 @@ from torch import nn
 from selfsame import checkpoint, machine, optim
 from selfsame.console import Console
 from selfsame.data import Loader
-from selfsame.errors import RunError
+from selfsame.errors import DivergedError
 from selfsame.plan import Plan
 from selfsame.rng import key
 from selfsame.run import RunDirectory
@@ -164,11 +164,11 @@ def measurements(
 
 def not_finite(
     run: RunDirectory, step: int, out: Output, gradient: torch.Tensor, lr: float
-) -> RunError:
+) -> DivergedError:
     """The error of a step whose loss or gradient is not finite."""
     last = checkpoint.latest(run.checkpoints)
     kept = f"the checkpoint of step {checkpoint.step_of(last)} is kept" if last else ""
-    return RunError(
+    return DivergedError(
         f"at step {step} the loss is {out.loss.item():.4g} and the gradient's norm "
         f"{gradient.item():.4g}" + (f"; {kept}" if kept else ""),
         tip=f"lower the learning rate (now {lr:.3g}) with --set optim.lr=..., bound the gradient "

@@ -101,8 +101,9 @@ def alpha_req(
     z = wide(z)
     eigenvalues = torch.linalg.svdvals(z - z.mean(0)).square() / len(z)
     last = min(last, len(z) - 1, z.shape[1])
-    if last <= first:
-        return eigenvalues.new_tensor(float("nan"))
+    first = first if last > first else 1
+    if last < 2:
+        return eigenvalues.new_zeros(())
     rank = torch.arange(first, last + 1, device=z.device, dtype=z.dtype)
     floor = (eps * eigenvalues[0]).clamp(min=torch.finfo(z.dtype).tiny)
     x, y = rank.log(), eigenvalues[first - 1 : last].clamp(min=floor).log()
@@ -112,38 +113,42 @@ def alpha_req(
     return -slope
 
 
-def lidar(z: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> Tensor:
+def lidar(
+    z: Tensor, delta: float = 1e-4, eps: float = 1e-7, *, unbiased: bool = True
+) -> Tensor:
     """Effective rank of what tells images apart, measured by how their own views scatter.
 
     The exponential of the entropy of the eigenvalues of ``Sw^-1/2 Sb Sw^-1/2``: Sb is the
     covariance of the images' means, Sw that of views around them plus ``delta``. Source: Thilak et
-    al., LiDAR, arXiv 2312.04000, section 4. Covariances are the unbiased ones.
+    al., LiDAR, arXiv 2312.04000, section 4.
 
     Args:
         z: [n, q, D], q views of each of n images; the paper has n = 1000 and q = 50.
         delta: Added to the diagonal of Sw.
         eps: Keeps the logarithm finite.
+        unbiased: Divide by n - 1 and n (q - 1); False by n and n q.
 
     Returns:
         [] between 1 and min(n - 1, D).
     """
-    eigenvalues = lidar_eigenvalues(z, delta)
+    eigenvalues = lidar_eigenvalues(z, delta, unbiased=unbiased)
     p = eigenvalues / eigenvalues.sum() + eps
     entropy: Tensor = -(p * p.log()).sum()
     return entropy.exp()
 
 
-def lidar_eigenvalues(z: Tensor, delta: float) -> Tensor:
-    """Eigenvalues of ``Sw^-1/2 Sb Sw^-1/2``, [D], descending, of views [n, q, D]."""
+def lidar_eigenvalues(z: Tensor, delta: float, *, unbiased: bool = True) -> Tensor:
+    """Eigenvalues of ``Sw^-1/2 Sb Sw^-1/2``, [D], descending; arguments as of ``lidar``."""
     z = wide(z)
     n, q, dim = z.shape
     center = z.mean(1)  # [n, D]
     between = center - center.mean(0)
     within = (z - center[:, None]).flatten(0, 1)
-    s_w = within.T @ within / (n * (q - 1)) + delta * torch.eye(dim, dtype=z.dtype, device=z.device)
+    s_w = within.T @ within / (n * (q - unbiased))
+    s_w = s_w + delta * torch.eye(dim, dtype=z.dtype, device=z.device)
     # with Sw = LL', the eigenvalues are the squared singular values of L^-1 times the means
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(s_w), between.T, upper=False)
-    found: Tensor = torch.linalg.svdvals(whitened).square() / (n - 1)  # [min(n, D)]
+    found: Tensor = torch.linalg.svdvals(whitened).square() / (n - unbiased)  # [min(n, D)]
     return torch.cat([found, found.new_zeros(dim - len(found))])
 
 

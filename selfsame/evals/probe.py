@@ -16,6 +16,7 @@ from torch import Tensor
 from selfsame.data import Images
 from selfsame.data.order import spaced
 from selfsame.encoder import Encoder
+from selfsame.errors import DivergedError
 from selfsame.evals.health import (
     align,
     alpha_req,
@@ -35,8 +36,7 @@ VIEWED = 256  # of those, how many are seen in views and without their colours, 
 VIEWS = 4  # of each
 SEED = 0  # of the views, whatever the run's is
 CHUNK = 256  # images at once
-SHARE = 0.02  # of the network's work in training that the measurements in between may cost
-ROWS = 10  # measurements in between, at most
+SHARE = 0.02  # of the network's work in training, that the measurements in between may cost
 
 
 class Probe:
@@ -73,10 +73,18 @@ class Probe:
             ``images`` and ``dim``, N and D; ``rankme``, ``feature_std`` and its reference,
             ``alpha_req``, ``neighbor_distance`` of clean images; ``alignment``, ``uniformity``,
                 ``view_match``, ``lidar`` of views; ``neutral_match``, see `neutral`; and
-            ``weight_norm``, the length of all the encoder's matrices and kernels.
+            ``weight_rms``, the size of a typical weight.
+
+        Raises:
+            DivergedError: features that are not finite.
         """
         clean = [encoder.features(b.images, b.sizes).cpu() for b in self._batches(self.index)]
         z = torch.cat(clean)
+        if not z.isfinite().all():
+            raise DivergedError(
+                "the encoder's features are not finite",
+                tip="lower the learning rate with --set optim.lr=...",
+            )
         x = F.normalize(z, dim=1)
         changed = [
             encoder.features(neutral(b.images, b.sizes, encoder.norm), b.sizes).cpu()
@@ -94,7 +102,7 @@ class Probe:
             "neighbor_distance": neighbor_distance(x).item(),
             **self._of_views(encoder),
             "neutral_match": match(x[self.viewed], y).item(),
-            "weight_norm": weight_norm(encoder),
+            "weight_rms": weight_rms(encoder),
         }
 
     def _of_views(self, encoder: Encoder) -> dict[str, float]:
@@ -125,17 +133,14 @@ class Probe:
         for start in range(0, len(index), size):
             yield self.images.batch(torch.tensor(index[start : start + size]))
 
-    def steps(self, total: int, batch_size: int) -> frozenset[int]:
-        """After which steps of a run to measure in between: at most `ROWS` times, evenly.
+    def affordable(self, batch_size: int) -> int:
+        """Steps of training of whose work one measurement is `SHARE`.
 
-        Counted in images that pass through the network, a step's backward pass as two forward
-        passes, the measurements take `SHARE` of the training at most.
+        Counted in images that pass through the network, a backward pass as two forward passes.
         """
         size = self.recipe.image_size
         seen = sum(view.count * (view.size / size) ** 2 for view in self.recipe.views)
-        affordable = math.ceil(self.cost / (SHARE * 3 * batch_size * seen))
-        every = max(affordable, math.ceil(total / (ROWS + 1)))
-        return frozenset(range(every, total, every))
+        return math.ceil(self.cost / (SHARE * 3 * batch_size * seen))
 
 
 def neutral(images: Tensor, sizes: Tensor, norm: Norm) -> Tensor:
@@ -165,7 +170,9 @@ def neutral(images: Tensor, sizes: Tensor, norm: Norm) -> Tensor:
 
 
 @torch.no_grad()
-def weight_norm(encoder: Encoder) -> float:
-    """Root of the sum of squares over all parameters with two dimensions or more."""
-    parts = [p.float().square().sum() for p in encoder.parameters() if p.ndim > 1]
-    return torch.stack(parts).sum().sqrt().item() if parts else 0.0
+def weight_rms(encoder: Encoder) -> float:
+    """Root of the mean square of all matrices and kernels: the size of a typical weight."""
+    weights = [p.float() for p in encoder.parameters() if p.ndim > 1]
+    count = sum(w.numel() for w in weights)
+    total = torch.stack([w.square().sum() for w in weights]).sum() if weights else torch.zeros(())
+    return (total / max(1, count)).sqrt().item()

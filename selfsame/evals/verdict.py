@@ -1,0 +1,362 @@
+"""The verdict on a run: a state, the likely cause of what is wrong, and the knob to turn.
+
+It reads three things and nothing else: the rows of label-free health (`selfsame.evals.probe`), the
+rows of ``metrics.jsonl`` and the recipe. Every threshold stands between what healthy runs and runs
+with a planted fault gave, on three seeds; the ranges are next to it and in ``docs/health.md``, and
+``tests/evals/planted.py`` measures them anew.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+from selfsame import optim
+from selfsame.recipe import Recipe
+
+Row = Mapping[str, Any]
+
+ROWS = 5  # of metrics.jsonl, below which nothing but a clear collapse is said
+
+
+class Verdict(NamedTuple):
+    """What a run amounts to, in words."""
+
+    state: str  # "collapsed", "unstable", "still improving", "plateaued" or "too early to tell"
+    kind: str | None  # of a collapse: "complete" or "dimensional"
+    reason: str  # the numbers
+    cause: str | None  # the likely one, of whatever is wrong; None where nothing is, or unknown
+    tip: str  # the knob to turn
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        state = f"{self.state} ({self.kind})" if self.kind else self.state
+        wrong = f", likely cause: {self.cause}" if self.cause else ""
+        return [
+            f"verdict    {state}{wrong}",
+            *textwrap.wrap(self.reason, 100, initial_indent=" " * 11, subsequent_indent=" " * 11),
+            *textwrap.wrap(
+                f"tip: {self.tip}", 100, initial_indent=" " * 11, subsequent_indent=" " * 11
+            ),
+        ]
+
+
+class Finding(NamedTuple):
+    """Something that is wrong with a run. ``state`` is None where the run may go on well."""
+
+    cause: str | None
+    reason: str
+    tip: str
+    state: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict may read."""
+
+    health: Sequence[Row]  # in the order of steps
+    metrics: Sequence[Row]
+    recipe: Recipe
+
+    @property
+    def first(self) -> Row:
+        """Health before the first step."""
+        return self.health[0]
+
+    @property
+    def last(self) -> Row:
+        """Health now."""
+        return self.health[-1]
+
+    @property
+    def compares_views(self) -> bool:
+        """Whether the method is given several views of an image to make alike."""
+        return sum(view.count for view in self.recipe.views) > 1
+
+    def late(self, key: str) -> float | None:
+        """The median of a training metric over the last quarter; None where it is not measured."""
+        values = [row[key] for row in self.metrics if key in row]
+        return median(values[-max(1, len(values) // 4) :]) if len(values) >= ROWS else None
+
+
+def judge(
+    health: Sequence[Row], metrics: Sequence[Row], recipe: Recipe, *, diverged: str | None = None
+) -> Verdict:
+    """The verdict on a run.
+
+    Args:
+        health: rows of protocol "health" of ``eval.jsonl``, the first before the first step.
+        metrics: rows of ``metrics.jsonl``.
+        recipe: what the run learns with.
+        diverged: why the run could not go on, if it could not.
+    """
+    if diverged is not None:
+        return Verdict("unstable", None, diverged, "learning rate", _slower(recipe))
+    evidence = Evidence(sorted(health, key=lambda row: row["step"]), metrics, recipe)
+    for look in LOOKS:
+        found = look(evidence)
+        if found is not None:
+            break
+    if found is not None and found.state is not None:
+        return Verdict(found.state, found.kind, found.reason, found.cause, found.tip)
+    state, reason, tip = trend(metrics)
+    if found is not None:
+        return Verdict(state, None, f"{found.reason} {reason}", found.cause, found.tip)
+    return Verdict(state, None, f"{_healthy(evidence)} {reason}", None, tip)
+
+
+# What can be wrong, in the order in which it is looked for: a cause before its consequences. -------
+
+
+def learning_rate(e: Evidence) -> Finding | None:
+    """Steps as large as the weights, and weights that grew.
+
+    A step of AdamW changes a weight by about the learning rate, one of LARS by the trust ratio
+    times it, one of SGD by the gradient times it over ``1 - momentum``.
+    """
+    if len(e.metrics) < ROWS or not e.first.get("weight_rms"):
+        return None
+    size, grown = e.first["weight_rms"], e.last["weight_rms"] / e.first["weight_rms"]
+    relative = max(_relative_step(row, size, e.recipe.optim) for row in e.metrics)
+    if relative < RELATIVE_STEP or grown < GROWTH:
+        return None
+    return Finding(
+        "learning rate",
+        f"A step changed a typical weight by {relative:.1f} times its size at the start (0.1 is "
+        f"much), and the weights grew {grown:.1f} times: what they held is overwritten.",
+        _slower(e.recipe),
+        "unstable",
+    )
+
+
+def targets(e: Evidence) -> Finding | None:
+    """A teacher whose targets are the same for all images (DINO, section 5.3)."""
+    told, entropy = e.late("information"), e.late("teacher_entropy")
+    if told is None or entropy is None:
+        return None
+    largest = math.log(getattr(e.recipe.method, "outputs", 0) or 2)
+    share = entropy / largest
+    numbers = (
+        f"The teacher's targets tell {told:.2f} nats about their images; their entropy is "
+        f"{entropy:.2f} of at most {largest:.2f}"
+    )
+    if told < INFORMATION and share > 0.5:
+        return Finding(
+            "temperature too high",
+            f"{numbers}: the same uniform target for every image.",
+            "sharpen the teacher: lower --set method.teacher_temperature=... (0.04 to 0.07)",
+            "collapsed",
+            "complete",
+        )
+    if told < UNCENTRED * (1 - share) and share < 0.5:
+        return Finding(
+            "centring",
+            f"{numbers}: the same few prototypes for every image.",
+            "the centre does not hold the outputs apart: set --set method.center_momentum=0.9, or "
+            "raise the teacher's temperature",
+            "collapsed",
+            "complete" if told < INFORMATION else "dimensional",
+        )
+    if share < SHARP:
+        return Finding(
+            "temperature too low",
+            f"{numbers}: nearly every target is a single prototype, a guess that the student must "
+            "copy.",
+            "soften the teacher: raise --set method.teacher_temperature=... (0.04 to 0.07)",
+        )
+    return None
+
+
+def projections(e: Evidence) -> Finding | None:
+    """Projections that use little of their sphere: what a stop-gradient prevents."""
+    spread = e.late("spread")
+    if spread is None or spread > SPREAD:
+        return None
+    loss = e.late("loss")
+    return Finding(
+        "stop-gradient",
+        f"The projections' deviation is {spread:.2f} of that of isotropic ones, at a loss of "
+        f"{loss:.3g}: both views are mapped to nearly the same place, whatever the image.",
+        "gradient reaches the targets: detach them, and keep the predictor or the slow teacher",
+        "collapsed",
+        "complete" if spread < COMPLETE else "dimensional",
+    )
+
+
+def features(e: Evidence) -> Finding | None:
+    """An encoder that gives every image the same features, or uses few of its dimensions."""
+    share = e.last["feature_std"] / e.last["feature_std_reference"]
+    tip = (
+        "strengthen what keeps features apart (negatives, variance, centring, stop-gradient), or "
+        "lower the learning rate"
+    )
+    if share < STD:
+        return Finding(
+            None,
+            f"The features' deviation is {share:.3f} of 1/sqrt(d): all images look alike to the "
+            "encoder.",
+            tip,
+            "collapsed",
+            "complete",
+        )
+    most = min(e.last["images"], e.last["dim"])
+    rank, before = e.last["rankme"], e.first["rankme"]
+    if e.last["step"] > 0 and rank < RANK_KEPT * before and rank < RANK * most:
+        return Finding(
+            None,
+            f"The features fill {rank:.1f} of {most:.0f} dimensions, and filled {before:.1f} at "
+            "random initialisation.",
+            tip,
+            "collapsed",
+            "dimensional",
+        )
+    return None
+
+
+def weak_views(e: Evidence) -> Finding | None:
+    """A task that random weights had already solved."""
+    if not e.compares_views or e.first["step"] > 0 or e.first["images"] < IMAGES:
+        return None
+    found = e.first["view_match"]
+    if found < WEAK:
+        return None
+    return Finding(
+        "weak views",
+        f"Before the first step, {found:.0%} of the images already found their other view among "
+        f"256 (alignment {e.first['alignment']:.3f}): there was little to learn.",
+        "crop more, --set views.scale=[0.2,1.0], and change colours: --set views.jitter=0.8",
+    )
+
+
+def shortcut(e: Evidence) -> Finding | None:
+    """Views that are matched by what is constant over an image: its colours, a cast, a level."""
+    if not e.compares_views or e.last["step"] == 0 or e.last["images"] < IMAGES:
+        return None
+    before, after, found = e.first["neutral_match"], e.last["neutral_match"], e.last["view_match"]
+    if after > KEPT * before or found < SOLVED:
+        return None
+    return Finding(
+        "shortcut",
+        f"{found:.0%} of the images find their other view, but only {after:.0%} are recognised "
+        f"once their channels have the same mean and deviation, and {before:.0%} were by random "
+        "weights: the views share their colours or a level, and the encoder learnt that.",
+        "change what the views share: --set views.jitter=0.8 --set views.grayscale=0.2; leave out "
+        "channels that are constant over an image",
+    )
+
+
+def temperature(e: Evidence) -> Finding | None:
+    """Negatives that all count the same, or of which one counts."""
+    shared = e.late("negatives")
+    if shared is None:
+        return None
+    value = getattr(e.recipe.method, "temperature", None)
+    now = "" if value is None else f" (now {value:g}; papers have 0.07 to 0.5)"
+    if shared > ALIKE:
+        return Finding(
+            "temperature too high",
+            f"The gradient is spread over {shared:.1%} of the negatives' entropy: near and far "
+            "ones are pushed alike.",
+            f"lower --set method.temperature=...{now}",
+        )
+    if shared < SINGLE:
+        return Finding(
+            "temperature too low",
+            f"The gradient is spread over {shared:.1%} of the negatives' entropy: the few nearest "
+            "are pushed alone, though they may be the same thing.",
+            f"raise --set method.temperature=...{now}",
+        )
+    return None
+
+
+LOOKS: tuple[Callable[[Evidence], Finding | None], ...] = (
+    learning_rate,
+    targets,
+    projections,
+    weak_views,
+    shortcut,
+    features,
+    temperature,
+)
+
+# Thresholds, each between healthy runs and runs with the fault; ranges over three seeds. ------------
+
+RELATIVE_STEP = 1.0
+GROWTH = 2.0
+INFORMATION = 0.05
+UNCENTRED = 0.5
+SHARP = 0.1
+SPREAD = 0.6
+COMPLETE = 0.1
+STD = 0.1
+RANK = 0.15
+RANK_KEPT = 0.7
+IMAGES = 256  # of the probe, below which a share of matches says little
+WEAK = 0.7
+KEPT = 0.6
+SOLVED = 0.5
+ALIKE = 0.985
+SINGLE = 0.6
+
+
+def trend(metrics: Sequence[Row]) -> tuple[str, str, str]:
+    """Whether the loss still falls: a state, a reason and a tip.
+
+    A straight line through the second half of the logged losses, and its standard error.
+    """
+    rows = [(row["step"], row["loss"]) for row in metrics]
+    late = rows[len(rows) // 2 :]
+    if len(late) < ROWS:
+        return "too early to tell", "Too few losses are logged.", "train longer"
+    fall, error = _fall(late)
+    begin = median(loss for _, loss in rows[:3])
+    total = max(begin - min(median(x for _, x in late), late[-1][1]), 1e-12)
+    said = (
+        f"Over the second half of the run the loss fell by {fall:.3g} (+- {2 * error:.2g}), of "
+        f"{total:.3g} in all."
+    )
+    if fall > 2 * error:
+        return "still improving", said, "train longer: --epochs or --steps"
+    if 2 * error > 0.25 * total:
+        return "too early to tell", said, "train longer, or log more often with --log-every"
+    return "plateaued", said, "stop here; more data, a larger network or another method may help"
+
+
+def _fall(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """How far a fitted line falls from the first point to the last, and the error of that."""
+    n = len(points)
+    mean_x, mean_y = (sum(p[i] for p in points) / n for i in (0, 1))
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    left = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    span = points[-1][0] - points[0][0]
+    return -slope * span, span * math.sqrt(left / (n - 2) / spread)
+
+
+def _relative_step(row: Row, size: float, options: optim.Optim) -> float:
+    """By what share of its size, at the start, a step changes a typical weight of the encoder."""
+    if options.name == "adamw":
+        return float(row["lr"]) / size
+    if options.name == "lars":
+        return float(row["lr"]) * options.trust_coefficient / (1 - options.momentum)
+    return 0.0
+
+
+def _slower(recipe: Recipe) -> str:
+    return (
+        f"lower the learning rate: --set optim.lr=... (now {recipe.optim.lr:g}), or warm up longer"
+    )
+
+
+def _healthy(e: Evidence) -> str:
+    last = e.last
+    return (
+        f"Not collapsed: RankMe {last['rankme']:.1f} of {min(last['dim'], last['images']):.0f} "
+        f"({e.first['rankme']:.1f} at the start), deviation "
+        f"{last['feature_std'] / last['feature_std_reference']:.2f} of 1/sqrt(d)."
+    )
