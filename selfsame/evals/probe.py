@@ -36,7 +36,8 @@ VIEWED = 256  # of those, how many are seen in views and without their colours, 
 VIEWS = 4  # of each
 SEED = 0  # of the views, whatever the run's is
 CHUNK = 256  # images at once
-SHARE = 0.02  # of the network's work in training, that the measurements in between may cost
+THUMBNAIL = 16  # pixels
+SHARE = 0.01  # of the network's work in training, that the measurements in between may cost
 
 
 class Probe:
@@ -72,8 +73,8 @@ class Probe:
         Returns:
             ``images`` and ``dim``, N and D; ``rankme``, ``feature_std`` and its reference,
             ``alpha_req``, ``neighbor_distance`` of clean images; ``alignment``, ``uniformity``,
-                ``view_match``, ``lidar`` of views; ``neutral_match``, see `neutral`; and
-            ``weight_rms``, the size of a typical weight.
+                ``view_match``, ``lidar`` of views, and ``pixel_match``, that of the views themselves;
+            ``neutral_match``, see `neutral`; ``weight_rms``, the size of a typical weight.
 
         Raises:
             DivergedError: features that are not finite.
@@ -107,7 +108,7 @@ class Probe:
 
     def _of_views(self, encoder: Encoder) -> dict[str, float]:
         """What is measured on several views of an image."""
-        found = []
+        found, small = [], []
         for batch in self._batches([self.index[i] for i in self.viewed], CHUNK // VIEWS):
             views = make_views(
                 self.views,
@@ -119,13 +120,17 @@ class Probe:
                 color=self.recipe.color,
             )["probe"]
             found.append(encoder.pooled(views.flatten(0, 1)).unflatten(0, views.shape[:2]).cpu())
+            small.append(thumbnails(views[:2]).cpu())
         z = torch.cat(found, dim=1)  # [VIEWS, n, D]
         x = F.normalize(z, dim=-1)
+        pixels = torch.cat(small, dim=1)  # [2, n, ...]
+        pixels = F.normalize(pixels - pixels.mean((0, 1)), dim=-1)
         scale = z.double().square().mean().sqrt().clamp(min=1e-30)
         return {
             "alignment": align(x[0], x[1]).item(),
             "uniformity": uniform(x[0]).item(),
             "view_match": match(x[0], x[1]).item(),
+            "pixel_match": match(pixels[0], pixels[1]).item(),
             "lidar": lidar(z.double().transpose(0, 1) / scale).item(),
         }
 
@@ -141,6 +146,12 @@ class Probe:
         size = self.recipe.image_size
         seen = sum(view.count * (view.size / size) ** 2 for view in self.recipe.views)
         return math.ceil(self.cost / (SHARE * 3 * batch_size * seen))
+
+
+def thumbnails(views: Tensor) -> Tensor:
+    """Views [V, B, C, S, S] at 16 px a side, or S where that is less: [V, B, C * 16 * 16]."""
+    side = min(THUMBNAIL, views.shape[-1])
+    return F.adaptive_avg_pool2d(views.flatten(0, 1), side).flatten(1).unflatten(0, views.shape[:2])
 
 
 def neutral(images: Tensor, sizes: Tensor, norm: Norm) -> Tensor:

@@ -135,39 +135,45 @@ def learning_rate(e: Evidence) -> Finding | None:
 
 
 def targets(e: Evidence) -> Finding | None:
-    """A teacher whose targets are the same for all images (DINO, section 5.3)."""
-    told, entropy = e.late("information"), e.late("teacher_entropy")
-    if told is None or entropy is None:
+    """A teacher whose targets are the same for all images, or a single prototype each.
+
+    DINO, section 5.3: without centring one prototype takes all images, without sharpening every
+    image gets all prototypes alike. The entropy of the mean target, H + I, counts the prototypes
+    that are in use, the information I tells how well they tell images apart.
+    """
+    entropy, information = e.late("teacher_entropy"), e.late("information")
+    count = getattr(e.recipe.method, "outputs", None)
+    if entropy is None or information is None or not count:
         return None
-    largest = math.log(getattr(e.recipe.method, "outputs", 0) or 2)
-    share = entropy / largest
+    most = math.log(count)
+    told = information / min(most, math.log(2 * e.recipe.batch_size))
     numbers = (
-        f"The teacher's targets tell {told:.2f} nats about their images; their entropy is "
-        f"{entropy:.2f} of at most {largest:.2f}"
+        f"Of {count:,} prototypes {math.exp(entropy + information):,.0f} are in use, a target spreads "
+        f"over {math.exp(entropy):,.1f} and tells {information:.2f} nats about its image"
     )
-    if told < INFORMATION and share > 0.5:
+    sharpness = "--set method.teacher_temperature=... (papers have 0.04 to 0.07)"
+    if told < SAME and entropy > UNIFORM * most:
         return Finding(
             "temperature too high",
-            f"{numbers}: the same uniform target for every image.",
-            "sharpen the teacher: lower --set method.teacher_temperature=... (0.04 to 0.07)",
+            f"{numbers}: all images have the same, uniform target.",
+            f"sharpen the teacher: lower {sharpness}",
             "collapsed",
             "complete",
         )
-    if told < UNCENTRED * (1 - share) and share < 0.5:
+    if told < DISTINCT and entropy + information < IN_USE * most:
         return Finding(
             "centring",
-            f"{numbers}: the same few prototypes for every image.",
-            "the centre does not hold the outputs apart: set --set method.center_momentum=0.9, or "
-            "raise the teacher's temperature",
+            f"{numbers}: a few prototypes take all images.",
+            "the centre does not hold the teacher's outputs apart: --set "
+            "method.center_momentum=0.9, or a higher temperature of the teacher",
             "collapsed",
-            "complete" if told < INFORMATION else "dimensional",
+            "complete" if told < SAME else "dimensional",
         )
-    if share < SHARP:
+    if told > DISTINCT and entropy < SHARP * most:
         return Finding(
             "temperature too low",
-            f"{numbers}: nearly every target is a single prototype, a guess that the student must "
-            "copy.",
-            "soften the teacher: raise --set method.teacher_temperature=... (0.04 to 0.07)",
+            f"{numbers}: the student must copy guesses as if they were certain.",
+            f"soften the teacher: raise {sharpness}",
         )
     return None
 
@@ -219,16 +225,16 @@ def features(e: Evidence) -> Finding | None:
 
 
 def weak_views(e: Evidence) -> Finding | None:
-    """A task that random weights had already solved."""
-    if not e.compares_views or e.first["step"] > 0 or e.first["images"] < IMAGES:
+    """A task that raw pixels solve."""
+    if not e.compares_views or e.last["images"] < IMAGES:
         return None
-    found = e.first["view_match"]
+    found = e.last["pixel_match"]
     if found < WEAK:
         return None
     return Finding(
         "weak views",
-        f"Before the first step, {found:.0%} of the images already found their other view among "
-        f"256 (alignment {e.first['alignment']:.3f}): there was little to learn.",
+        f"In raw pixels, {found:.0%} of the images find their other view among all (in the features "
+        f"before the first step, {e.first['view_match']:.0%}): there is little to learn.",
         "crop more, --set views.scale=[0.2,1.0], and change colours: --set views.jitter=0.8",
     )
 
@@ -251,25 +257,28 @@ def shortcut(e: Evidence) -> Finding | None:
 
 
 def temperature(e: Evidence) -> Finding | None:
-    """Negatives that all count the same, or of which one counts."""
-    shared = e.late("negatives")
-    if shared is None:
+    """Negatives that all count the same, or of which few count.
+
+    Many negatives and much training move the measure, too, so only a temperature outside of what
+    papers have is named.
+    """
+    shared, value = e.late("negatives"), getattr(e.recipe.method, "temperature", None)
+    if shared is None or value is None:
         return None
-    value = getattr(e.recipe.method, "temperature", None)
-    now = "" if value is None else f" (now {value:g}; papers have 0.07 to 0.5)"
-    if shared > ALIKE:
+    low, high = PUBLISHED
+    if shared > ALIKE and value > high:
         return Finding(
             "temperature too high",
-            f"The gradient is spread over {shared:.1%} of the negatives' entropy: near and far "
-            "ones are pushed alike.",
-            f"lower --set method.temperature=...{now}",
+            f"The entropy of the negatives' weights is {shared:.1%} of its maximum: near and far "
+            "ones are pushed away alike.",
+            f"lower --set method.temperature=... (now {value:g}; papers have 0.07 to 0.5)",
         )
-    if shared < SINGLE:
+    if shared < FEW and value < low:
         return Finding(
             "temperature too low",
-            f"The gradient is spread over {shared:.1%} of the negatives' entropy: the few nearest "
-            "are pushed alone, though they may be the same thing.",
-            f"raise --set method.temperature=...{now}",
+            f"The entropy of the negatives' weights is {shared:.1%} of its maximum: the few nearest "
+            "images are pushed away, though they may show the same thing.",
+            f"raise --set method.temperature=... (now {value:g}; papers have 0.07 to 0.5)",
         )
     return None
 
@@ -288,8 +297,10 @@ LOOKS: tuple[Callable[[Evidence], Finding | None], ...] = (
 
 RELATIVE_STEP = 1.0
 GROWTH = 2.0
-INFORMATION = 0.05
-UNCENTRED = 0.5
+SAME = 0.02
+UNIFORM = 0.95
+DISTINCT = 0.4
+IN_USE = 0.5
 SHARP = 0.1
 SPREAD = 0.6
 COMPLETE = 0.1
@@ -298,10 +309,11 @@ RANK = 0.15
 RANK_KEPT = 0.7
 IMAGES = 256  # of the probe, below which a share of matches says little
 WEAK = 0.7
-KEPT = 0.6
+KEPT = 0.8
 SOLVED = 0.5
 ALIKE = 0.985
-SINGLE = 0.6
+FEW = 0.76
+PUBLISHED = (0.05, 1.0)
 
 
 def trend(metrics: Sequence[Row]) -> tuple[str, str, str]:

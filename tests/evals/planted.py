@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from selfsame import demo, methods
 from selfsame.api import pretrain
 from selfsame.errors import DivergedError
+from selfsame.evals.verdict import Evidence, judge
 from selfsame.methods.byol import BYOL, NORM_EPS
 from selfsame.methods.simsiam import SimSiam
 from selfsame.nn.pairs import pair, spread
@@ -194,11 +194,62 @@ def _short(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def recorded(name: str) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]], Recipe]]:
+    """What a verdict reads of the recorded runs of a case: one a seed."""
+    found = []
+    for file in sorted(DATA.glob(f"{name}-[0-9].json")):
+        kept = json.loads(file.read_text("utf-8"))
+        found.append((kept["health"], kept["metrics"], recipe_of(CASES[name], int(file.stem[-1]))))
+    return found
+
+
+MEASURES: dict[str, Callable[[Evidence], float | None]] = {
+    "pixel match": lambda e: e.last["pixel_match"],
+    "view match, start": lambda e: e.first["view_match"],
+    "view match": lambda e: e.last["view_match"],
+    "neutral match, over start": lambda e: e.last["neutral_match"] / e.first["neutral_match"],
+    "RankMe, start": lambda e: e.first["rankme"],
+    "RankMe": lambda e: e.last["rankme"],
+    "deviation": lambda e: e.last["feature_std"] / e.last["feature_std_reference"],
+    "growth of weights": lambda e: e.last["weight_rms"] / e.first["weight_rms"],
+    "spread": lambda e: e.late("spread"),
+    "negatives": lambda e: e.late("negatives"),
+    "H": lambda e: e.late("teacher_entropy"),
+    "I": lambda e: e.late("information"),
+}
+
+
+def table() -> str:
+    """The recorded runs as the table of ``docs/health.md``: smallest to largest over seeds."""
+    lines = ["| run | seeds | " + " | ".join(MEASURES) + " | verdict |"]
+    lines.append("|---|---:|" + "---:|" * len(MEASURES) + "---|")
+    for name in CASES:
+        runs = recorded(name)
+        if not runs:
+            continue
+        cells = [name, str(len(runs))]
+        for measure in MEASURES.values():
+            values = [measure(Evidence(*each)) for each in runs]
+            known = sorted(value for value in values if value is not None)
+            ends = dict.fromkeys(f"{value:.3g}" for value in (known[0], known[-1])) if known else ()
+            cells.append(" to ".join(ends))
+        said = [judge(*each) for each in runs]
+        words = [f"{v.state}{f' ({v.kind})' if v.kind else ''}" for v in said]
+        causes = [v.cause or "" for v in said]
+        cells.append("; ".join(dict.fromkeys(f"{w}: {c}" if c else w for w, c in zip(words, causes, strict=True))))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train planted runs and keep their rows.")
     parser.add_argument("cases", nargs="*", default=list(CASES), help="by default all")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="print what was recorded")
     chosen = parser.parse_args()
+    if chosen.table:
+        print(table())
+        raise SystemExit
     for seed in range(chosen.seeds):
         for name in chosen.cases:
             if not (DATA / f"{name}-{seed}.json").exists():

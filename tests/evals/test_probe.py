@@ -119,4 +119,4 @@ def test_its_cost_is_bounded() -> None:
     probe = Probe(images_of(2000), recipe)
     assert probe.cost == 1024 + 5 * 256
     every = probe.affordable(64)
-    assert probe.cost / (every * 64 * 2 * 3) <= 0.02 < probe.cost / ((every - 1) * 64 * 2 * 3)
+    assert probe.cost / (every * 64 * 2 * 3) <= 0.01 < probe.cost / ((every - 1) * 64 * 2 * 3)
