@@ -113,9 +113,7 @@ def alpha_req(
     return -slope
 
 
-def lidar(
-    z: Tensor, delta: float = 1e-4, eps: float = 1e-7, *, unbiased: bool = True
-) -> Tensor:
+def lidar(z: Tensor, delta: float = 1e-4, eps: float = 1e-7, *, unbiased: bool = True) -> Tensor:
     """Effective rank of what tells images apart, measured by how their own views scatter.
 
     The exponential of the entropy of the eigenvalues of ``Sw^-1/2 Sb Sw^-1/2``: Sb is the
@@ -155,8 +153,9 @@ def lidar_eigenvalues(z: Tensor, delta: float, *, unbiased: bool = True) -> Tens
 def neighbor_distance(x: Tensor) -> Tensor:
     """Mean distance of unit features [N, D] to the nearest other one: [] in [0, 2]."""
     similarity = wide(x) @ wide(x).T
-    nearest = similarity.fill_diagonal_(-1.0).amax(1)
-    return (2 - 2 * nearest).clamp(min=0).sqrt().mean()
+    nearest: Tensor = similarity.fill_diagonal_(-1.0).amax(1)
+    distance: Tensor = (2 - 2 * nearest).clamp(min=0).sqrt().mean()
+    return distance
 
 
 def match(x: Tensor, y: Tensor) -> Tensor:

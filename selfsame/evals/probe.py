@@ -73,7 +73,7 @@ class Probe:
         Returns:
             ``images`` and ``dim``, N and D; ``rankme``, ``feature_std`` and its reference,
             ``alpha_req``, ``neighbor_distance`` of clean images; ``alignment``, ``uniformity``,
-                ``view_match``, ``lidar`` of views, and ``pixel_match``, that of the views themselves;
+            ``view_match``, ``lidar`` of views; ``pixel_match`` of the views themselves;
             ``neutral_match``, see `neutral`; ``weight_rms``, the size of a typical weight.
 
         Raises:
@@ -119,7 +119,7 @@ class Probe:
                 device=encoder.device,
                 color=self.recipe.color,
             )["probe"]
-            found.append(encoder.pooled(views.flatten(0, 1)).unflatten(0, views.shape[:2]).cpu())
+            found.append(encoder.pooled(views.flatten(0, 1)).view(*views.shape[:2], -1).cpu())
             small.append(thumbnails(views[:2]).cpu())
         z = torch.cat(found, dim=1)  # [VIEWS, n, D]
         x = F.normalize(z, dim=-1)
@@ -151,7 +151,7 @@ class Probe:
 def thumbnails(views: Tensor) -> Tensor:
     """Views [V, B, C, S, S] at 16 px a side, or S where that is less: [V, B, C * 16 * 16]."""
     side = min(THUMBNAIL, views.shape[-1])
-    return F.adaptive_avg_pool2d(views.flatten(0, 1), side).flatten(1).unflatten(0, views.shape[:2])
+    return F.adaptive_avg_pool2d(views.flatten(0, 1), side).view(*views.shape[:2], -1)
 
 
 def neutral(images: Tensor, sizes: Tensor, norm: Norm) -> Tensor:

@@ -62,5 +62,7 @@ class Watch:
             diverged: why the run could not go on, if it could not.
         """
         found = judge(self.rows(), self.run.rows("metrics"), self.recipe, diverged=diverged)
-        self.run.append("eval", [{"step": step, "protocol": "verdict", **found._asdict()}])
+        row = {"step": step, "protocol": "verdict", **found._asdict()}
+        if self.run.rows("eval")[-1:] != [row]:  # a finished run may be resumed, and says it again
+            self.run.append("eval", [row])
         return found

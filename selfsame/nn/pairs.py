@@ -56,4 +56,5 @@ def negatives_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     """
     weights = wide(logits).scatter(1, positive[:, None], float("-inf")).softmax(1)
     count = logits.isfinite().sum(1) - 1
-    return (torch.special.entr(weights).sum(1) / count.clamp(min=2).log()).mean()
+    entropy: Tensor = torch.special.entr(weights).sum(1)
+    return (entropy / count.clamp(min=2).log()).mean()

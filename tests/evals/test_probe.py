@@ -111,6 +111,12 @@ def test_a_run_is_measured_before_during_and_after(
     assert rows[-2] == {"step": 8, "protocol": "health", **result.health}
     assert rows[-1] == {"step": 8, "protocol": "verdict", **result.verdict._asdict()}
     assert "verdict    " in (tmp_path / "run/log.txt").read_text()
+    before = (tmp_path / "run/eval.jsonl").read_text()
+    again = pretrain(
+        "simclr", textures(16), out=tmp_path / "run", recipe=recipe, resume=True, quiet=True
+    )
+    assert (again.health, again.verdict) == (result.health, result.verdict)
+    assert (tmp_path / "run/eval.jsonl").read_text() == before
 
 
 def test_its_cost_is_bounded() -> None:
