@@ -96,10 +96,11 @@ def alpha_req(
 
     Returns:
         [] about 1 in good representations; more where few directions hold all the variance, less
-        where noise fills many. NaN where fewer than two ranks are left.
+        where noise fills many. From rank 1 where fewer than two ranks would be left, and 0 where
+        even those are too few.
     """
     z = wide(z)
-    eigenvalues = torch.linalg.svdvals(z - z.mean(0)).square() / len(z)
+    eigenvalues: Tensor = torch.linalg.svdvals(z - z.mean(0)).square() / len(z)
     last = min(last, len(z) - 1, z.shape[1])
     first = first if last > first else 1
     if last < 2:

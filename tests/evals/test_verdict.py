@@ -171,6 +171,14 @@ def test_collapse_of_features_is_seen_without_any_word_of_the_method() -> None:
     assert judged(flat, {"rankme": 18.0}).state != "collapsed"  # about as many as at the start
 
 
+def test_weights_that_grow_under_sgd_whose_steps_are_not_known() -> None:
+    recipe = with_settings(recipe_of(), ["optim.name=sgd", "optim.lr=5.0"])
+    start = {**HEALTH, "step": 0}
+    for grown, state in ((1.4, "plateaued"), (30.0, "unstable")):
+        end = {**HEALTH, "step": 400, "weight_rms": 0.05 * grown}
+        assert judge([start, end], rows_of(np.full(40, 1.0)), recipe).state == state
+
+
 def test_the_lines_of_a_verdict_fit_a_terminal() -> None:
     lines = judged(np.full(40, 1.0), {"rankme": 3.0}).lines()
     assert lines[0] == "verdict    collapsed (dimensional)"
