@@ -215,15 +215,12 @@ def recorded(name: str) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 MEASURES: dict[str, Callable[[Evidence], float | None]] = {
     "pixel match": lambda e: e.last["pixel_match"],
-    "view match, start": lambda e: e.first["view_match"],
     "view match": lambda e: e.last["view_match"],
-    "neutral match, over start": lambda e: e.last["neutral_match"] / e.first["neutral_match"],
-    "RankMe, start": lambda e: e.first["rankme"],
-    "RankMe": lambda e: e.last["rankme"],
-    "deviation": lambda e: e.last["feature_std"] / e.last["feature_std_reference"],
-    "growth of weights": lambda e: e.last["weight_rms"] / e.first["weight_rms"],
-    "spread": lambda e: e.late("spread"),
-    "negatives": lambda e: e.late("negatives"),
+    "neutral match / start": lambda e: e.last["neutral_match"] / e.first["neutral_match"],
+    "RankMe / start": lambda e: e.last["rankme"] / e.first["rankme"],
+    "weights / start": lambda e: e.last["weight_rms"] / e.first["weight_rms"],
+    "`spread`": lambda e: e.late("spread"),
+    "`negatives`": lambda e: e.late("negatives"),
     "H": lambda e: e.late("teacher_entropy"),
     "I": lambda e: e.late("information"),
 }
@@ -231,13 +228,13 @@ MEASURES: dict[str, Callable[[Evidence], float | None]] = {
 
 def table() -> str:
     """The recorded runs as the table of ``docs/health.md``: smallest to largest over seeds."""
-    lines = ["| run | seeds | " + " | ".join(MEASURES) + " | verdict |"]
-    lines.append("|---|---:|" + "---:|" * len(MEASURES) + "---|")
+    lines = ["| run | seeds | steps | " + " | ".join(MEASURES) + " | verdict |"]
+    lines.append("|---|---:|---:|" + "---:|" * len(MEASURES) + "---|")
     for name in CASES:
         runs = recorded(name)
         if not runs:
             continue
-        cells = [name, str(len(runs))]
+        cells = [name, str(len(runs)), str(CASES[name].steps)]
         for measure in MEASURES.values():
             values = [measure(Evidence(*each)) for each in runs]
             known = sorted(value for value in values if value is not None)
