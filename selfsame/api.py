@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from selfsame import dist, machine
@@ -26,9 +26,11 @@ from selfsame.data import (
 )
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
 from selfsame.encoder import Encoder, load, of_recipe, random_like
-from selfsame.errors import UsageError, unknown
-from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
+from selfsame.errors import DivergedError, UsageError, unknown
+from selfsame.evals import bootstrap_interval, knn, linear
 from selfsame.evals.features import Bank, bank, pixel_bank
+from selfsame.evals.verdict import Verdict
+from selfsame.evals.watch import Watch
 from selfsame.files import atomic
 from selfsame.interrupt import Interrupt
 from selfsame.parallel import Layout, whole
@@ -38,9 +40,8 @@ from selfsame.run import RunDirectory, environment
 from selfsame.train import train
 from selfsame.types import Method, Source
 
-PROBE = 2048  # images of the training set that label-free health is measured on
 PACK_VIEW = 224  # pixels: the side of views that a pack is made for by default
-EVALUATIONS = 10  # of a run with labelled data, evenly spaced
+EVALUATIONS = 10  # of a run, evenly spaced: health, and kNN where there are labels
 
 PROTOCOLS = {"knn": knn, "linear": linear}
 
@@ -53,7 +54,8 @@ class Result:
     encoder: Encoder
     steps: int  # optimiser steps done
     finished: bool  # False where it was interrupted
-    health: Mapping[str, float]
+    health: Mapping[str, float]  # the last row of label-free health: `selfsame.evals.probe`
+    verdict: Verdict
     signal: int | None = None  # that interrupted it
 
 
@@ -164,8 +166,20 @@ def pretrain(
                 "each is replaced by the next readable one and listed in bad_images.jsonl"
             )
 
+        every = max(1, plan.total // EVALUATIONS)
+        watch = Watch(run, plan.images, plan.recipe, plan.total, every)
+
+        def begin() -> None:
+            """Measure the start, though not before the first step: whoever waits sees it go."""
+            if not watch.rows():
+                watch.measure(_encoder(plan, plan.build()), 0)  # the same weights again
+
         def judge(method: Method, step: int) -> None:
-            assert labelled is not None
+            begin()
+            if watch.due(step):
+                watch.measure(_encoder(plan, method), step)
+            if labelled is None:
+                return
             if any(r["step"] == step and r["protocol"] == "knn" for r in run.rows("eval")):
                 return  # before a stop
             features = bank(_encoder(plan, method), labelled)
@@ -173,23 +187,32 @@ def pretrain(
             run.append("eval", [{"step": step, "protocol": "knn", **scores}])
             console.say(f"step {step:,}: kNN {scores['knn']:.3f}")
 
+        def watched(encoder: Encoder) -> dict[str, float]:
+            begin()
+            return watch.measure(encoder, steps)
+
         interrupt = Interrupt()
-        steps = train(
-            plan,
-            built,
-            run,
-            console,
-            interrupt=interrupt,
-            save_every=save_every,
-            log_every=log_every,
-            eval_every=max(1, plan.total // EVALUATIONS),
-            evaluate=judge if labelled is not None else None,
-        )
+        try:
+            steps = train(
+                plan,
+                built,
+                run,
+                console,
+                interrupt=interrupt,
+                save_every=save_every,
+                log_every=log_every,
+                eval_every=every,
+                evaluate=judge,
+            )
+            encoder = _encoder(plan, whole(built, plan.build)).eval()
+            health = dist.on_main(partial(watched, encoder))
+        except DivergedError as error:
+            if dist.is_main():
+                console.say(*watch.verdict(plan.total, diverged=str(error)).lines())
+            raise
         (stopped,) = dist.anywhere(interrupt.asked)
         finished = steps == plan.total and not stopped
-        encoder = _encoder(plan, whole(built, plan.build)).eval()
-        health = dist.on_main(lambda: _health(encoder, plan.images))
-        run.append("eval", [{"step": steps, "protocol": "health", **health}])
+        verdict = dist.on_main(lambda: watch.verdict(steps))
         encoder.save(
             run.path,
             method=plan.recipe.method.name,
@@ -199,8 +222,8 @@ def pretrain(
             steps=plan.total,
             evaluation=health,
         )
-        console.say(*_closing(plan, run, steps, finished, health))
-    return Result(run.path, encoder, steps, finished, health, interrupt.signal)
+        console.say(*_closing(plan, run, steps, finished, health, verdict))
+    return Result(run.path, encoder, steps, finished, health, verdict, interrupt.signal)
 
 
 def evaluate(
@@ -457,30 +480,19 @@ def _facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _health(encoder: Encoder, images: Images) -> dict[str, float]:
-    """Label-free numbers on a fixed probe set: do the features use their dimensions?"""
-    count = min(PROBE, len(images))
-    index = torch.arange(count) * len(images) // count  # evenly spaced
-    parts = [images.batch(part) for part in torch.tensor_split(index, (count + 255) // 256)]
-    z = torch.cat([encoder.features(b.images, b.sizes).cpu() for b in parts])
-    std, reference = feature_std(z)
-    return {
-        "rankme": rankme(z.double()).item(),
-        "dim": float(z.shape[1]),
-        "feature_std": std.item(),
-        "feature_std_reference": reference,
-    }
-
-
 def _closing(
-    plan: Plan, run: RunDirectory, steps: int, finished: bool, health: Mapping[str, float]
+    plan: Plan,
+    run: RunDirectory,
+    steps: int,
+    finished: bool,
+    health: Mapping[str, float],
+    verdict: Verdict,
 ) -> list[str]:
-    """The verdict, and where things are."""
-    collapsed = health["feature_std"] < 0.1 * health["feature_std_reference"]
+    """What the run amounts to, and where things are."""
     lines = [
         f"health     RankMe {health['rankme']:.1f} of {health['dim']:.0f}, feature deviation "
-        f"{health['feature_std']:.4f} (1/sqrt(d) is {health['feature_std_reference']:.4f}): "
-        + ("COLLAPSED, all images look alike to it" if collapsed else "not collapsed"),
+        f"{health['feature_std']:.4f} (1/sqrt(d) is {health['feature_std_reference']:.4f})",
+        *verdict.lines(),
     ]
     if plan.images.bad:
         lines.append(f"bad        {len(plan.images.bad)} images could not be read")

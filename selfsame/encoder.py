@@ -87,7 +87,13 @@ class Encoder(nn.Module):
         ``image_size``.
         """
         crop = eval_crop(self.image_size)
-        x = eval_view(images.to(self.device), sizes, self.image_size, self.norm, crop)
+        return self.pooled(
+            eval_view(images.to(self.device), sizes, self.image_size, self.norm, crop)
+        )
+
+    @torch.inference_mode()
+    def pooled(self, x: Tensor) -> Tensor:
+        """Pooled features, float32 [B, D], of normalised images [B, C, S, S], as ``features``."""
         x = x.contiguous(memory_format=torch.channels_last)
         was_training = self.training
         self.eval()

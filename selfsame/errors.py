@@ -42,6 +42,10 @@ class RunError(SelfsameError):
     """A run that failed while going: non-finite loss, a full disk, a broken checkpoint."""
 
 
+class DivergedError(RunError):
+    """A run whose loss, gradient or features are no longer finite."""
+
+
 def nearest(name: str, legal: Iterable[str]) -> str | None:
     """Return the legal value closest to ``name``, or None where nothing is close."""
     by_lower = {value.lower(): value for value in legal}

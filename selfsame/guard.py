@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from selfsame import checkpoint, dist
-from selfsame.errors import RunError
+from selfsame.errors import DivergedError
 from selfsame.run import RunDirectory
 from selfsame.types import Source
 
@@ -85,7 +85,7 @@ class Guard:
             lr: the learning rate, for the tip.
 
         Raises:
-            RunError: too many steps were left out.
+            DivergedError: too many steps were left out.
         """
         with torch.no_grad():
             for buffer, value in zip(self.statistics, self.before, strict=True):
@@ -108,7 +108,7 @@ class Guard:
             f"{self.row} steps in a row" if self.row >= self.limits.row else f"{self.total} steps"
         )
         raise dist.once(
-            RunError(
+            DivergedError(
                 f"at step {step} {found}, and {count} were not finite; their images are listed in "
                 f"{self.run.path / 'nonfinite.jsonl'}{kept}",
                 tip=f"lower the learning rate (now {lr:.3g}) with --set optim.lr=..., bound the "

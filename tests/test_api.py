@@ -55,8 +55,8 @@ def test_a_run_leaves_what_the_format_promises(run: Path, photos: Path) -> None:
     assert all(keys <= row.keys() for row in metrics)
     evaluations = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     assert [row["protocol"] for row in evaluations].count("knn") == 10
-    assert evaluations[-1]["protocol"] == "health"
-    assert 1 <= evaluations[-1]["rankme"] <= evaluations[-1]["dim"]
+    assert [row["protocol"] for row in evaluations[-2:]] == ["health", "verdict"]
+    assert 1 <= evaluations[-2]["rankme"] <= evaluations[-2]["dim"]
     card = json.loads((run / "card.json").read_text())
     assert (card["step"], card["steps"], card["image_size"]) == (10, 10, 32)
     assert str(photos) not in (run / "recipe.toml").read_text()

@@ -21,6 +21,7 @@ from selfsame.nn.heads import DINOHead
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
+    information,
     multi_crop,
     resting,
     teacher_probabilities,
@@ -88,7 +89,8 @@ class DINO(Method):
         """Loss of ``views["global"]``, [G, B, C, S, S], and ``views["local"]``, if there are any.
 
         Metrics: the teacher's entropy, between 0 and ln K, and the divergence of the student from
-        it; both vanish together when the outputs collapse onto one prototype (section 5.3).
+        it, which vanish together when the outputs collapse onto one prototype (section 5.3); and
+        the targets' `information` about their images, which vanishes in every collapse.
         """
         config, x = self.config, views["global"]
         crops = [views[name].flatten(0, 1) for name in ("global", "local") if name in views]
@@ -105,7 +107,11 @@ class DINO(Method):
             p = teacher_probabilities(logits, self.center, temperature).view(*x.shape[:2], -1)
         loss = dino_loss(p, student, config.student_temperature)
         h = entropy(p)
-        metrics = {"teacher_entropy": h, "divergence": loss.detach() - h}
+        metrics = {
+            "teacher_entropy": h,
+            "divergence": loss.detach() - h,
+            "information": information(p),
+        }
         return Output(loss, metrics, {"center": logits.mean(0)})
 
     def frozen(self, t: Progress) -> Iterable[nn.Parameter]:

@@ -27,6 +27,7 @@ from selfsame.nn.precision import unit
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
+    information,
     masked_places,
     patch_weights,
     resting,
@@ -204,8 +205,8 @@ class DINOv2(Method):
     def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
         """The weighted sum of DINO's loss, iBOT's and KoLeo.
 
-        Metrics: the teacher's entropy and the student's divergence from it, on class tokens, the
-        loss of the masked patches and KoLeo, unweighted.
+        Metrics: the teacher's entropy, the student's divergence from it and the targets'
+        information, on class tokens; the loss of the masked patches and KoLeo, unweighted.
         """
         config = self.config
         shape = embedded["pooled"].shape[:2]
@@ -239,6 +240,7 @@ class DINOv2(Method):
         metrics = {
             "teacher_entropy": h,
             "divergence": class_loss.detach() - h,
+            "information": information(p),
             "patch_loss": masked_loss.detach(),
             "koleo": spread.detach(),
         }

@@ -22,6 +22,7 @@ from selfsame.nn.heads import DINOHead, Prototypes
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
+    information,
     masked_places,
     patch_loss,
     resting,
@@ -174,6 +175,7 @@ class IBOT(Method):
             {
                 "teacher_entropy": h,
                 "divergence": class_loss.detach() - h,
+                "information": information(p),
                 "patch_loss": masked_loss.detach(),
             },
             {"center": logits.mean(0), "patch_center": patch_mean},

@@ -23,6 +23,7 @@ from selfsame.backbones import SMALL_IMAGE
 from selfsame.errors import UsageError
 from selfsame.nn import ema
 from selfsame.nn.heads import mlp
+from selfsame.nn.pairs import negatives_entropy
 from selfsame.nn.precision import unit
 from selfsame.nn.queue import Queue
 from selfsame.nn.shuffle import in_groups, shuffle, unshuffle
@@ -130,7 +131,9 @@ class MoCo(Method):
         q, k = self.encode(x, torch.randperm(images) if self.config.shuffle else None)
         logits = similarities(q, k, self.queue.keys, self.config.temperature)
         accuracy = (logits.detach().argmax(1) == 0).float().mean()
-        return Output(info_nce(logits), {"accuracy": accuracy}, {"keys": k})
+        zero = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+        metrics = {"accuracy": accuracy, "negatives": negatives_entropy(logits, zero)}
+        return Output(info_nce(logits), metrics, {"keys": k})
 
     def update_key_encoder(self) -> None:
         """Equation 2, for parameters: the key encoder keeps running statistics of its own."""

@@ -19,13 +19,14 @@ from selfsame.errors import UsageError
 from selfsame.methods.simclr import similarities
 from selfsame.nn import ema
 from selfsame.nn.heads import mlp
+from selfsame.nn.pairs import negatives_entropy
 from selfsame.optim import Optim
 from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
 from selfsame.types import Backbone, Method, Output, Progress
 from selfsame.views.presets import asymmetric_views, small_scale
 
 
-def ctr(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def ctr(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """The contrastive loss of algorithm 1: ``2 tau`` times the cross-entropy of cosines over tau.
 
     Each query of this rank must find the key of its image among the keys of all ranks.
@@ -37,12 +38,13 @@ def ctr(q: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
     Returns:
         The loss, [], in float32, or float64 where ``q`` is; and, without gradient, the share of
-        queries that find their key, [].
+        queries that find their key, [], and `negatives_entropy`, [].
     """
     logits = similarities(q, dist.gather(k.detach()), temperature)  # [B, W * B]
     own = torch.arange(len(q), device=q.device) + dist.rank() * len(q)
     found = (logits.detach().argmax(1) == own).float().mean()
-    return 2 * temperature * F.cross_entropy(logits, own), found
+    shared = negatives_entropy(logits, own)
+    return 2 * temperature * F.cross_entropy(logits, own), found, shared
 
 
 class Settings(MethodConfig):
@@ -114,9 +116,10 @@ class MoCoV3(Method):
     def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
         """``ctr(q1, k2) + ctr(q2, k1)``."""
         tau, q, k = self.config.temperature, embedded["q"], embedded["k"]
-        loss1, found1 = ctr(q[0], k[1], tau)
-        loss2, found2 = ctr(q[1], k[0], tau)
-        return Output(loss1 + loss2, {"accuracy": (found1 + found2) / 2}, {})
+        loss1, found1, shared1 = ctr(q[0], k[1], tau)
+        loss2, found2, shared2 = ctr(q[1], k[0], tau)
+        metrics = {"accuracy": (found1 + found2) / 2, "negatives": (shared1 + shared2) / 2}
+        return Output(loss1 + loss2, metrics, {})
 
     def update_momentum_encoder(self, momentum: float) -> None:
         """``f_k <- m f_k + (1 - m) f_q``, for parameters; the predictor has no such copy."""

@@ -18,6 +18,7 @@ from selfsame import dist
 from selfsame.backbones import SMALL_IMAGE
 from selfsame.errors import UsageError
 from selfsame.nn.heads import mlp
+from selfsame.nn.pairs import negatives_entropy
 from selfsame.nn.precision import unit, wide
 from selfsame.optim import Optim
 from selfsame.recipe import SMALL_OPTIM, BackboneConfig, MethodConfig, Recipe, Scale
@@ -66,6 +67,14 @@ def nt_xent(z: Tensor, temperature: float, *, normalize: bool = True) -> Tensor:
     Raises:
         UsageError: ``z`` does not hold exactly two views.
     """
+    return F.cross_entropy(*candidates(z, temperature, normalize=normalize))
+
+
+def candidates(z: Tensor, temperature: float, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+    """What the cross-entropy of ``nt_xent`` is of: logits [2B, 2N] and positives, int64 [2B].
+
+    Arguments and errors are those of ``nt_xent``.
+    """
     if z.ndim != 3 or z.shape[0] != 2:
         raise UsageError(
             f"nt_xent needs projections [2, B, D], not {list(z.shape)}",
@@ -78,8 +87,7 @@ def nt_xent(z: Tensor, temperature: float, *, normalize: bool = True) -> Tensor:
     own = torch.arange(batch, device=z.device) + dist.rank() * batch  # columns of the first view
     itself = torch.cat([own, own + images])
     positive = torch.cat([own + images, own])
-    logits = logits.scatter(1, itself[:, None], float("-inf"))
-    return F.cross_entropy(logits, positive)
+    return logits.scatter(1, itself[:, None], float("-inf")), positive
 
 
 class Settings(MethodConfig):
@@ -119,7 +127,10 @@ class SimCLR(Method):
     def loss(self, embedded: Mapping[str, Tensor], t: Progress) -> Output:
         """NT-Xent."""
         config, z = self.config, embedded["z"]
-        return Output(nt_xent(z, config.temperature, normalize=config.normalize), {}, {})
+        logits, positive = candidates(z, config.temperature, normalize=config.normalize)
+        accuracy = (logits.detach().argmax(1) == positive).float().mean()
+        metrics = {"accuracy": accuracy, "negatives": negatives_entropy(logits, positive)}
+        return Output(F.cross_entropy(logits, positive), metrics, {})
 
     def encoder(self) -> Backbone:
         """The backbone: the head's output is worse as a representation (section 4.2)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selfsame.errors import UsageError
-from selfsame.nn.precision import unit
+from selfsame.nn.precision import unit, wide
 
 
 def pair(views: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,3 +40,21 @@ def spread(z: Tensor) -> Tensor:
     """
     deviation: Tensor = unit(z).std(dim=0, correction=0).mean()
     return deviation.mul(z.shape[-1] ** 0.5)
+
+
+@torch.no_grad()
+def negatives_entropy(logits: Tensor, positive: Tensor) -> Tensor:
+    """How evenly an anchor's negatives share the gradient: 1 evenly, 0 where one has all of it.
+
+    The entropy of the softmax over the negatives, which weighs their gradients, over the logarithm
+    of their number; the mean over anchors. A temperature far too high gives 1, one far too low
+    nearly 0. Source: Wang and Liu, arXiv 2012.09740, equations 4 to 7 and 9.
+
+    Args:
+        logits: [N, M], similarities over the temperature; minus infinity leaves one out.
+        positive: int64 [N], the column of each anchor's positive.
+    """
+    weights = wide(logits).scatter(1, positive[:, None], float("-inf")).softmax(1)
+    count = logits.isfinite().sum(1) - 1
+    entropy: Tensor = torch.special.entr(weights).sum(1)
+    return (entropy / count.clamp(min=2).log()).mean()

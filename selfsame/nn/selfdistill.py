@@ -165,6 +165,16 @@ def entropy(p: Tensor) -> Tensor:
     return h.sum(-1).mean()
 
 
+def information(p: Tensor) -> Tensor:
+    """What a target says about its image: the entropy of the mean less the mean entropy, in nats.
+
+    The mutual information of image and prototype in distributions [..., K]. It vanishes where all
+    images have the same target, be that a single prototype or the uniform distribution: the two
+    collapses of DINO (section 5.3).
+    """
+    return entropy(p.flatten(0, -2).mean(0)) - entropy(p)
+
+
 @torch.no_grad()
 def update_center(center: Tensor, means: Sequence[Tensor], momentum: float) -> None:
     """``center <- momentum * center + (1 - momentum) * mean`` (DINO, equation 4), in place.

@@ -170,6 +170,7 @@ def test_pretrain_says_its_plan_and_what_to_do_next(
         "recipe 'small', chosen for 24 images",
         "step 4: kNN ",
         "health     RankMe",
+        "verdict    too early to tell",
         f"next       selfsame evaluate {out} LABELLED/",
     ):
         assert words in said.err, said.err

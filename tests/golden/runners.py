@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfsame import dist
-from selfsame.evals import align, knn_scores, rankme, uniform
+from selfsame.evals import align, alpha_req, knn_scores, lidar, lidar_eigenvalues, rankme, uniform
 from selfsame.methods.simclr import nt_xent, similarities
 from selfsame.optim import LARS
 
@@ -148,6 +148,25 @@ def effective_rank(a: Arrays, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
     return {"rankme": rankme(z, hyper["eps"]), "singular_values": torch.linalg.svdvals(z)}
 
 
+def spectrum_decay(a: Arrays, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
+    z = a["in/Z"]
+    first, last = hyper["index_range"]
+    ranks = (first + 1, last)
+    return {
+        "alpha_weighted": alpha_req(z, *ranks),
+        "alpha_ols": alpha_req(z, *ranks, weighted=False),
+    }
+
+
+def discriminant_rank(a: Arrays, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
+    z, delta, eps = a["in/E"], hyper["delta"], hyper["eps"]
+    return {
+        "lidar_unbiased": lidar(z, delta, eps),
+        "lidar_biased": lidar(z, delta, eps, unbiased=False),
+        "eigenvalues_unbiased": lidar_eigenvalues(z, delta),
+    }
+
+
 def align_uniform(a: Arrays, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
     x, y = a["in/x"].requires_grad_(), a["in/y"].requires_grad_()
     alignment, uniformity = align(x, y, hyper["alpha"]), uniform(x, hyper["t"])
@@ -175,6 +194,8 @@ TABLE: dict[tuple[str, str], Runner] = {
     ("knn", "dino_weighted"): knn_dino,
     ("knn", "instance_discrimination"): knn_instance,
     ("rankme", "rankme"): effective_rank,
+    ("alpha_req", "powerlaw"): spectrum_decay,
+    ("lidar", "lidar"): discriminant_rank,
     ("align_uniform", "losses"): align_uniform,
 }
 

@@ -173,8 +173,8 @@ def shuffle_bn_2rank(a: Arrays, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def contrastive_loss(a: Arrays, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
     q1, q2 = a["in/q1"].requires_grad_(), a["in/q2"].requires_grad_()
-    one, _ = mocov3.ctr(q1, a["in/k2"], hyper["T"])
-    two, _ = mocov3.ctr(q2, a["in/k1"], hyper["T"])
+    one, *_ = mocov3.ctr(q1, a["in/k2"], hyper["T"])
+    two, *_ = mocov3.ctr(q2, a["in/k1"], hyper["T"])
     grad1, grad2 = torch.autograd.grad(one + two, (q1, q2))
     return {
         "loss": one + two,

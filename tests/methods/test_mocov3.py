@@ -45,21 +45,21 @@ def key_parameters(method: MoCoV3) -> Iterator[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("tau", [0.2, 1.0])
 def test_keys_that_are_orthogonal_to_all_other_queries(tau: float) -> None:
     z = 3 * torch.eye(5, dtype=torch.float64)
-    loss, found = ctr(z, z, tau)
+    loss, found, _ = ctr(z, z, tau)
     assert loss.item() == pytest.approx(2 * tau * math.log(1 + 4 * math.exp(-1 / tau)))
     assert found == 1
-    _, found = ctr(z, z.roll(1, 0), tau)
+    _, found, _ = ctr(z, z.roll(1, 0), tau)
     assert found == 0
 
 
 def test_equal_similarities_give_the_log_of_the_batch() -> None:
-    loss, _ = ctr(torch.ones(8, 3), torch.ones(8, 3), 0.2)
+    loss, *_ = ctr(torch.ones(8, 3), torch.ones(8, 3), 0.2)
     assert loss.item() == pytest.approx(0.4 * math.log(8))
 
 
 def test_lengths_do_not_matter_and_keys_get_no_gradient() -> None:
     q, k = views().requires_grad_()
-    loss, _ = ctr(q, k, 0.2)
+    loss, *_ = ctr(q, k, 0.2)
     torch.testing.assert_close(ctr(3 * q, 7 * k, 0.2)[0], loss)
     grad_q, grad_k = torch.autograd.grad(loss, (q, k), allow_unused=True)
     assert grad_k is None
@@ -70,14 +70,14 @@ def test_lengths_do_not_matter_and_keys_get_no_gradient() -> None:
 def test_low_precision_stays_finite() -> None:
     q, k = torch.randn(2, 8, 16).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = ctr(q, k, 0.01)
+        loss, *_ = ctr(q, k, 0.01)
     assert loss.dtype == torch.float32
     assert loss.isfinite()
 
 
 def on_a_rank(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mine = q.chunk(dist.world_size())[dist.rank()].clone().requires_grad_()
-    loss, found = ctr(mine, k.chunk(dist.world_size())[dist.rank()], 0.2)
+    loss, found, _ = ctr(mine, k.chunk(dist.world_size())[dist.rank()], 0.2)
     loss.backward()
     return loss.detach(), mine.grad, found
 
