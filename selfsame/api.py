@@ -28,8 +28,10 @@ from selfsame.data import (
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
 from selfsame.encoder import Encoder, load, of_recipe, random_like
 from selfsame.errors import UsageError, unknown
-from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
-from selfsame.evals.features import Bank, bank, pixel_bank
+from selfsame.evals import Data, evaluators, feature_std, knn, rankme, score
+from selfsame.evals.cache import Cache
+from selfsame.evals.features import bank
+from selfsame.evals.subject import subjects
 from selfsame.files import atomic
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
@@ -40,8 +42,6 @@ from selfsame.types import Method, Source
 PROBE = 2048  # images of the training set that label-free health is measured on
 PACK_VIEW = 224  # pixels: the side of views that a pack is made for by default
 EVALUATIONS = 10  # of a run with labelled data, evenly spaced
-
-PROTOCOLS = {"knn": knn, "linear": linear}
 
 
 @dataclass(frozen=True)
@@ -178,61 +178,60 @@ def evaluate(
     data: Any,
     *,
     protocols: Sequence[str] = ("knn", "linear"),
+    settings: Sequence[str] = (),
     controls: bool = True,
     weights: str | Path | None = None,
-    image_size: int = 224,
+    backbone: nn.Module | None = None,
+    image_size: int | None = None,
     device: str | None = None,
+    cache: bool = True,
 ) -> dict[str, Any]:
-    """Judge a model on labelled images, beside controls that learnt nothing.
+    """Judge a model on images, beside controls that learnt nothing.
 
     Args:
         model: what ``selfsame.load`` takes: a run, an exported encoder, a ``timm/NAME``, a module.
-        data: labelled images with or without parts of their own for training and testing.
-        protocols: of ``PROTOCOLS``.
+        data: labelled images with or without parts of their own for training and testing; with
+            masks for ``segment``; any images for ``copies``.
+        protocols: of ``selfsame.evals.EVALUATORS``, or ``module:Class``.
+        settings: ``protocol.key=value`` for any option of a protocol.
         controls: also score the same network at random initialisation, and raw pixels.
         weights: a file of weights for a named network.
-        image_size: input side, pixels, for a named network or a module.
+        backbone: the network, where a run trained a module of the user's.
+        image_size: input side, pixels, for a named network or a module; 224 by default.
         device: where to compute features.
+        cache: keep features on the disk (``$SELFSAME_CACHE``) and take them from there.
 
     Returns:
-        ``model``, ``data`` and ``results``: for the model and each control the scores as
+        ``model``, ``data``, ``results``, ``cache`` and ``refused``, the number of images left out
+        because they cannot be read. ``results`` has the scores of the model and each control as
         fractions, with 95 % bootstrap intervals over test images as ``NAME_interval``. Where the
         model is a run, the result is appended to its ``eval.jsonl`` as well.
 
     Raises:
-        UsageError: an unknown protocol, or a model that cannot be loaded.
-        DataError: no labels.
+        UsageError: an unknown protocol or option, or a model that cannot be loaded.
+        DataError: no labels or masks where a protocol needs them.
     """
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise unknown("protocol", name, PROTOCOLS)
-    encoder = load(model, device=device, weights=weights, image_size=image_size)
-    labelled = open_labelled(data)
-    results = {"model": score(bank(encoder, labelled), protocols)}
-    if controls:
-        random = random_like(encoder)
-        if random is not None:
-            results["random init"] = score(bank(random, labelled), protocols)
-        results["raw pixels"] = score(pixel_bank(labelled, encoder), protocols)
+    chosen = evaluators(protocols, settings)
+    encoder = load(
+        model, device=device, weights=weights, image_size=image_size, backbone=backbone
+    )
+    store = Cache() if cache else None
+    given = Data(data)
+    found = subjects(encoder, store, controls=controls)
+    results = {name: score(each, given, chosen.values()) for name, each in found.items()}
     report = {
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "data": labelled.how,
-        "results": results,
+        "data": given.how,
+        "results": {name: scores for name, scores in results.items() if scores},
+        "refused": sum(found["model"].refused.values()),
     }
     if isinstance(model, str | Path) and (Path(model) / "recipe.toml").is_file():
         run = RunDirectory.open(model)
         step = encoder.card.get("step", 0)
         run.append("eval", [{"step": step, "protocol": ",".join(protocols), **report}])
+    if store is not None:
+        report["cache"] = store.describe()
     return report
-
-
-def score(features: Bank, protocols: Sequence[str]) -> dict[str, Any]:
-    """Scores of features under protocols, each headline with its interval."""
-    found: dict[str, Any] = {}
-    for name in protocols:
-        found |= PROTOCOLS[name](*features)
-        found[f"{name}_interval"] = bootstrap_interval(found[name], len(features.test_y))
-    return found
 
 
 def embed(

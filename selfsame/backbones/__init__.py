@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfsame.backbones import transformers
 from selfsame.backbones.resnet import DEPTHS, IMAGENET, ResNet
 from selfsame.backbones.vit import SIZES, Replace, ViT, keep_tokens
 from selfsame.errors import UsageError, unknown
@@ -21,6 +22,7 @@ __all__ = [
     "abilities",
     "build",
     "default_options",
+    "own_size",
     "shared_options",
     "wrap",
 ]
@@ -41,7 +43,7 @@ def build(
 
     Args:
         name: a ResNet or ViT of ours (``resnet18``, ``vit_small``), ``timm/NAME``,
-            ``torchvision/NAME``, or a bare name, which is looked up in that order; or a module of
+            ``torchvision/NAME``, ``transformers/NAME``, or a bare name, which is looked up in that order; or a module of
             the user's own, which ``wrap`` takes.
         image_size: side of the largest view, pixels: networks with position embeddings need it.
         channels: channels of the input image.
@@ -66,9 +68,11 @@ def build(
 def _named(
     name: str, image_size: int, channels: int, kwargs: dict[str, Any], pretrained: bool
 ) -> Backbone:
+    if name.startswith(transformers.PREFIX):
+        return transformers.build(name, image_size, channels, kwargs, pretrained)
     library, _, model = name.rpartition("/")
     if library not in ("", "timm", "torchvision"):
-        raise unknown("library of networks", library, ["timm", "torchvision"])
+        raise unknown("library of networks", library, ["timm", "torchvision", "transformers"])
     if not library and not pretrained and model in DEPTHS:
         return _resnet(model, channels, kwargs)
     if not library and not pretrained and model in SIZES:
@@ -108,9 +112,14 @@ def abilities(name: str) -> frozenset[str] | None:
         return ResNet.can
     if not library and model in SIZES:
         return ViT.can
-    if library == "torchvision" or name.startswith("module:"):
+    if library == "torchvision" or name.startswith(("module:", transformers.PREFIX)):
         return None
     return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens"})
+
+
+def own_size(name: str) -> int | None:
+    """Side of the images that a named network was made for, pixels; None where any will do."""
+    return transformers.own_size(name) if name.startswith(transformers.PREFIX) else None
 
 
 def default_options(name: str, image_size: int) -> dict[str, int | str]:
@@ -202,7 +211,7 @@ class Wrapped(Backbone):
 class WrappedViT(Wrapped):
     """A plain vision transformer of timm's, whose tokens can be dropped and replaced."""
 
-    can = frozenset({"tokens", "keep", "replace"})
+    can = frozenset({"tokens", "keep", "replace", "layers"})
 
     def __init__(self, module: nn.Module, example: Tensor, norm: Norm) -> None:
         super().__init__(module, example, norm)
@@ -226,8 +235,27 @@ class WrappedViT(Wrapped):
         x = module.norm_pre(x)
         for block in module.blocks:
             x = block(x)
+        return self._features(x, (rows, columns))
+
+    def layers(self, x: Tensor, last: int) -> list[Features]:
+        """Features after each of the ``last`` blocks, first to last, all through the last norm."""
+        module: Any = self.module
+        grid = module.patch_embed.dynamic_feat_size(x.shape[-2:])
+        x = module.norm_pre(module._pos_embed(module.patch_embed(x)))
+        found = []
+        for i, block in enumerate(module.blocks):
+            x = block(x)
+            if i >= len(module.blocks) - last:
+                found.append(self._features(x, grid))
+        return found
+
+    def _features(self, x: Tensor, grid: tuple[int, int]) -> Features:
+        """Features of what a block returned."""
+        module: Any = self.module
         x = module.norm(x)
-        return Features(module.forward_head(x, pre_logits=True), x[:, prefix:], (rows, columns))
+        return Features(
+            module.forward_head(x, pre_logits=True), x[:, module.num_prefix_tokens :], grid
+        )
 
 
 def _as_features(y: Any) -> Features:

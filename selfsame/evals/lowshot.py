@@ -1,0 +1,102 @@
+"""Few labels: how far do one, five or twenty labels a class go on frozen features?"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from selfsame.errors import DataError
+from selfsame.evals.check import check_features
+from selfsame.evals.evaluator import Evaluator, Scores
+from selfsame.evals.interval import mean_interval
+from selfsame.evals.knn import knn_right
+from selfsame.evals.linear import fit_probe
+from selfsame.evals.subject import Data, Subject
+
+SHOTS = (1, 5, 10, 20)
+SHARES = (0.01, 0.1)
+HEADLINE = 5  # labels a class
+
+
+class LowShot(Evaluator):
+    """Linear and kNN heads on a few training images, over several draws of them.
+
+    ``shots`` are images a class, ``shares`` parts of each class (at least one image). Those that
+    ask for more images than the smallest class has, or for fewer than one a class, are left out.
+    The test part is always whole.
+    """
+
+    title: ClassVar[str] = "low-shot linear"
+    facts: ClassVar[frozenset[str]] = frozenset({"lowshot_shots", "lowshot_draws"})
+
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = SHOTS
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = SHARES
+    draws: Annotated[int, Field(ge=1)] = 5
+    seed: int = 0
+
+    def __call__(self, subject: Subject, data: Data) -> Scores:
+        """``lowshot`` is the linear head's accuracy with 5 labels a class, or the most below.
+
+        Accuracies are means over draws, with ``_std`` their standard deviation over draws; the
+        interval is over test images, each with its mean over draws.
+        """
+        bank = subject.bank(data.labelled)
+        check_features(*bank)
+        counts = bank.train_y.bincount()
+        smallest = int(counts[counts > 0].min())
+        sizes = {f"{n}": n for n in self.shots if n <= smallest}
+        if not sizes and self.shots:
+            name = (data.labelled.train.classes or {})[int(torch.where(counts > 0, counts, 2**62).argmin())]
+            raise DataError(
+                f"class '{name}' has {smallest} training images, fewer than the "
+                f"{min(self.shots)} labels a class that are asked for",
+                tip=f"--set lowshot.shots=[{smallest}]",
+            )
+        present = int((counts > 0).sum())
+        sizes |= {f"{s:.0%}": s for s in self.shares if s * len(bank.train_y) >= present}
+        found: Scores = {}
+        for name, size in sizes.items():
+            right: dict[str, list[Tensor]] = {"linear": [], "knn": []}
+            for draw in range(self.draws):
+                few = choose(bank.train_y, size, self.seed + draw)
+                x, y = bank.train_x[few], bank.train_y[few]
+                guess = fit_probe(x, y, seed=draw).scores(bank.test_x).argmax(dim=1)
+                right["linear"].append(guess == bank.test_y)
+                k = min(20, len(x))
+                right["knn"].append(knn_right(x, y, bank.test_x, bank.test_y, (k,))[k][:, 0])
+            for head, each in right.items():
+                table = torch.stack(each).double().cpu()  # [draws, M]
+                found[f"lowshot_{head}@{name}"] = table.mean().item()
+                found[f"lowshot_{head}@{name}_std"] = (
+                    table.mean(1).std(correction=1).item() if self.draws > 1 else 0.0
+                )
+                found[f"lowshot_{head}@{name}_interval"] = mean_interval(table.mean(0))
+        headline = max((n for n in sizes.values() if 1 <= n <= HEADLINE), default=None)
+        shown = next(iter(sizes)) if headline is None else f"{headline}"
+        first = {
+            "lowshot": found[f"lowshot_linear@{shown}"],
+            "lowshot_interval": found.pop(f"lowshot_linear@{shown}_interval"),
+            "lowshot_std": found[f"lowshot_linear@{shown}_std"],
+        }
+        return first | found | {"lowshot_draws": self.draws}
+
+
+def choose(y: Tensor, size: int | float, seed: int) -> Tensor:
+    """Positions of some images of each class, drawn at random: int64, ascending.
+
+    Args:
+        y: int64 [N] labels.
+        size: Images a class, or a share of each class below 1: rounded, at least one image.
+        seed: Of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = y.cpu()
+    chosen = []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        count = size if size >= 1 else max(1, round(size * len(members)))
+        chosen.append(members[torch.randperm(len(members), generator=generator)[: int(count)]])
+    return torch.cat(chosen).sort().values.to(y.device)
