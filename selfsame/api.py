@@ -20,7 +20,6 @@ from selfsame.data import (
     Images,
     count_channels,
     measure_levels,
-    open_labelled,
     open_parts,
     open_source,
     suggest_canvas,
@@ -28,9 +27,9 @@ from selfsame.data import (
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
 from selfsame.encoder import Encoder, load, of_recipe, random_like
 from selfsame.errors import UsageError, unknown
-from selfsame.evals import Data, evaluators, feature_std, knn, rankme, score
+from selfsame.evals import Data, evaluators, feature_std, rankme, score
 from selfsame.evals.cache import Cache
-from selfsame.evals.features import bank
+from selfsame.evals.online import Online
 from selfsame.evals.subject import subjects
 from selfsame.files import atomic
 from selfsame.plan import Choices, Plan, format_bytes
@@ -94,7 +93,8 @@ def pretrain(
         seed: of everything random.
         precision: "auto", "bf16" or "fp32".
         settings: ``key=value`` for any field of the recipe, as ``--set`` of the command line.
-        val: labelled images: kNN during training and at its end.
+        val: labelled images: kNN and a linear probe during training, at most a twentieth of its
+            time, and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
         resume: continue the run in ``out``.
@@ -116,14 +116,14 @@ def pretrain(
     for name, count in (("save_every", save_every), ("log_every", log_every)):
         if count is not None and count < 1:
             raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
-    labelled = None if val is None else open_labelled(val)
+    labelled = None if val is None else Data(val).labelled
     continuing = resume and (Path(out) / "recipe.toml").is_file()
     if continuing:
         run = RunDirectory.open(out)
         plan = planning.resume(run, method, data, choices, device)
     else:
         plan = planning.make(method, data, choices, device)
-    with plan.images:
+    with plan.images, ExitStack() as stack:
         checked = plan.images.check()
         built = plan.build()  # what cannot be built leaves no run directory behind
         description = plan.describe(built)
@@ -139,12 +139,16 @@ def pretrain(
                 "each is replaced by the next readable one and listed in bad_images.jsonl"
             )
 
+        online = None if labelled is None else stack.enter_context(Online(labelled))
+
         def judge(method: Method, step: int) -> None:
-            assert labelled is not None
-            features = bank(_encoder(plan, method), labelled)
-            scores = knn(*features, ks=(20,))
-            run.append("eval", [{"step": step, "protocol": "knn", **scores}])
-            console.say(f"step {step:,}: kNN {scores['knn']:.3f}")
+            assert online is not None
+            if online.due(last=step == plan.total):
+                found = online(_encoder(plan, method))
+                rows = ({"step": step, "protocol": name, **found[name]} for name in found)
+                run.append("eval", rows)
+                said = f"kNN {found['knn']['knn']:.3f}, linear {found['linear']['linear']:.3f}"
+                console.say(f"step {step:,}: {said}")
 
         steps = train(
             plan,
@@ -154,7 +158,7 @@ def pretrain(
             save_every=save_every,
             log_every=log_every,
             eval_every=max(1, plan.total // EVALUATIONS),
-            evaluate=judge if labelled is not None else None,
+            evaluate=None if online is None else judge,
         )
         finished = steps == plan.total
         encoder = _encoder(plan, built).eval()
@@ -169,6 +173,8 @@ def pretrain(
             steps=plan.total,
             evaluation=health,
         )
+        if online is not None and online.count:
+            console.say(f"judged     {online.describe()}")
         console.say(*_closing(plan, run, steps, health))
     return Result(run.path, encoder, steps, finished, health)
 
@@ -212,9 +218,7 @@ def evaluate(
         DataError: no labels or masks where a protocol needs them.
     """
     chosen = evaluators(protocols, settings)
-    encoder = load(
-        model, device=device, weights=weights, image_size=image_size, backbone=backbone
-    )
+    encoder = load(model, device=device, weights=weights, image_size=image_size, backbone=backbone)
     store = Cache() if cache else None
     given = Data(data)
     found = subjects(encoder, store, controls=controls)

@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         Returns:
             ``layers``, float32 [B, L, D], pooled after each of the ``last`` blocks, first to last;
             ``pooled``, [B, D], the last of them; ``patches``, [B, D], the mean of the last tokens
-            (``pooled`` where there are none).
+            (``pooled`` where there are none as wide).
         """
         with self.judging():
             x = self.view(images, sizes)
@@ -106,7 +106,8 @@ class Encoder(nn.Module):
             found = self.backbone.layers(x, last) if many else [self.backbone(x)]
         layers = torch.stack([each.pooled for each in found], dim=1).float()
         tokens = found[-1].tokens
-        patches = layers[:, -1] if tokens is None else tokens.float().mean(1)
+        alike = tokens is not None and tokens.shape[-1] == layers.shape[-1]
+        patches = tokens.float().mean(1) if tokens is not None and alike else layers[:, -1]
         return {"layers": layers, "pooled": layers[:, -1], "patches": patches}
 
     def view(self, images: Tensor, sizes: Tensor) -> Tensor:
@@ -332,9 +333,7 @@ def of_recipe(backbone: Backbone, recipe: Recipe, *, named: bool) -> Encoder:
     )
 
 
-def _named(
-    name: str, weights: str | Path | None, image_size: int | None, channels: int
-) -> Encoder:
+def _named(name: str, weights: str | Path | None, image_size: int | None, channels: int) -> Encoder:
     config = BackboneConfig(name=name)
     if image_size is None:
         image_size = backbones.own_size(name) or IMAGE_SIZE

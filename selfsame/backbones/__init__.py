@@ -22,6 +22,7 @@ __all__ = [
     "abilities",
     "build",
     "default_options",
+    "layer_numbers",
     "own_size",
     "shared_options",
     "wrap",
@@ -147,6 +148,22 @@ def shared_options(old: str, new: str, options: Options) -> dict[str, bool | int
     related = any(old in family and new in family for family in (DEPTHS, SIZES))
     sizes = ("width", "depth", "heads", "patch")
     return {key: value for key, value in options.items() if related and key not in sizes}
+
+
+def layer_numbers(backbone: Backbone) -> dict[str, int]:
+    """The layer of each parameter, for rates that decay towards the input.
+
+    0 for what comes before the blocks, i + 1 for block i, one more for what follows, in the order
+    of ``named_parameters``. For a ViT these are the numbers of MAE's and DINOv2's codes.
+    """
+    blocks = backbone.blocks()
+    inside = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
+    found: dict[str, int] = {}
+    after = False
+    for name, parameter in backbone.named_parameters():
+        after |= id(parameter) in inside
+        found[name] = inside.get(id(parameter), len(blocks) if after else -1) + 1
+    return found
 
 
 def wrap(module: nn.Module, example: Tensor, *, norm: Norm = IMAGENET) -> Backbone:

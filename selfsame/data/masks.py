@@ -178,7 +178,9 @@ def _facts(name: str, data: bytes) -> dict[str, Any]:
     return {"classes": classes, "ignore_index": ignored}
 
 
-def _classes(source: MaskedSource, facts: dict[str, Any] | None) -> tuple[dict[int, int], list[str]]:
+def _classes(
+    source: MaskedSource, facts: dict[str, Any] | None
+) -> tuple[dict[int, int], list[str]]:
     """What the values of masks mean, and the names of the classes."""
     if facts is not None:
         kept = [i for i in range(len(facts["classes"])) if i != facts["ignore_index"]]

@@ -45,6 +45,7 @@ def bootstrap(
     level: float = 0.95,
     draws: int = DRAWS,
     seed: int = 0,
+    around: float | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of any score of n test images.
 
@@ -54,10 +55,17 @@ def bootstrap(
         level: Probability mass inside.
         draws: Bootstrap samples.
         seed: Of the draws.
+        around: The score of all images, where drawing some of them twice moves it systematically:
+            the draws are then shifted to have it as their mean.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = [score(torch.randint(n, (n,), generator=generator)) for _ in range(draws)]
-    return _percentiles(torch.tensor(found, dtype=torch.float64), level)
+    found = torch.tensor(
+        [score(torch.randint(n, (n,), generator=generator)) for _ in range(draws)],
+        dtype=torch.float64,
+    )
+    if around is not None:
+        found += around - found.mean()
+    return _percentiles(found, level)
 
 
 def mean_interval(values: Tensor, *, seed: int = 0) -> tuple[float, float]:

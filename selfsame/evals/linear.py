@@ -113,6 +113,10 @@ def fit_probe(
     std = torch.where(std > 0, std, 1.0)
     x = (x - mean) / std
     classes = int(train_y.max()) + 1
+    axes = None
+    if len(x) < x.shape[1]:  # the solution lies in the span of the images: a smaller problem
+        axes = torch.linalg.svd(x, full_matrices=False).Vh
+        x = x @ axes.T
 
     best = 1 / len(x)
     if len(l2s) == 1:
@@ -132,6 +136,8 @@ def fit_probe(
         if (fold >= 0).any():
             best = max(right, key=lambda l2: right[l2])
     weight, bias = fit_logistic(x, train_y, best, classes)
+    if axes is not None:
+        weight = weight @ axes
     return LinearProbe(weight, bias, mean, std, best)
 
 

@@ -243,9 +243,7 @@ def extract_windows(encoder: Encoder, source: MaskedSource, count: int) -> Entry
     }
 
 
-def _windows(
-    encoder: Encoder, source: MaskedSource, count: int
-) -> Iterator[tuple[int, Tensor]]:
+def _windows(encoder: Encoder, source: MaskedSource, count: int) -> Iterator[tuple[int, Tensor]]:
     """Normalised windows [rows, columns, C, S, S] of each readable image, and its index."""
     size = encoder.image_size
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in encoder.norm)
@@ -340,7 +338,9 @@ def spread_argmax(scores: Tensor, size: Any) -> Tensor:
     best = torch.full(tuple(size), -torch.inf)
     guess = torch.zeros(tuple(size), dtype=torch.int64)
     for k, each in enumerate(scores.float().cpu()):
-        wide = F.interpolate(each[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
+        wide = F.interpolate(each[None, None], tuple(size), mode="bilinear", align_corners=False)[
+            0, 0
+        ]
         better = wide > best
         best, guess = torch.where(better, wide, best), guess.masked_fill(better, k)
     return guess
