@@ -25,7 +25,7 @@ from selfsame.data import (
     suggest_canvas,
 )
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
-from selfsame.encoder import Encoder, load, of_recipe, random_like
+from selfsame.encoder import Encoder, load, of_recipe
 from selfsame.errors import UsageError, unknown
 from selfsame.evals import Data, evaluators, feature_std, rankme, score
 from selfsame.evals.cache import Cache

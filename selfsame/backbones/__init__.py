@@ -44,8 +44,8 @@ def build(
 
     Args:
         name: a ResNet or ViT of ours (``resnet18``, ``vit_small``), ``timm/NAME``,
-            ``torchvision/NAME``, ``transformers/NAME``, or a bare name, which is looked up in that order; or a module of
-            the user's own, which ``wrap`` takes.
+            ``torchvision/NAME``, or a bare name, which is looked up in that order;
+            ``transformers/NAME``; or a module of the user's own, which ``wrap`` takes.
         image_size: side of the largest view, pixels: networks with position embeddings need it.
         channels: channels of the input image.
         options: go to the network's constructor; ``stem="cifar"`` works for every ResNet.

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -80,7 +81,8 @@ class Cache:
                 save_file({name: value.contiguous() for name, value in entry.items()}, temporary)
             mine.replace(file)
         except Exception as error:  # a full disk, no rights: scoring goes on
-            mine.unlink(missing_ok=True)
+            with suppress(OSError):
+                mine.unlink(missing_ok=True)
             self.refused = f"{self.folder} cannot be written: {error}"
 
     def _make_room(self, need: int) -> None:

@@ -51,11 +51,12 @@ class Cluster(Evaluator):
 
         def interval(measure: Callable[[Tensor], float]) -> tuple[float, float]:
             """Repeated images look like agreement: the draws are centred on the score."""
-            return bootstrap(
+            low, high = bootstrap(
                 lambda index: measure(contingency(cluster[index], label[index], count, classes)),
                 len(label),
                 around=measure(table),
             )
+            return low, min(1.0, high)
 
         return {
             "cluster": accuracy,
@@ -118,7 +119,7 @@ def nmi(table: Tensor) -> float:
     each = torch.special.entr(rows).sum(), torch.special.entr(columns).sum()
     mutual = each[0] + each[1] - torch.special.entr(p).sum()
     mean = (each[0] + each[1]) / 2
-    return 1.0 if mean == 0 else max(0.0, (mutual / mean).item())
+    return 1.0 if mean == 0 else min(1.0, max(0.0, (mutual / mean).item()))
 
 
 def ari(table: Tensor) -> float:

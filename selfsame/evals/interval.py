@@ -63,9 +63,10 @@ def bootstrap(
         [score(torch.randint(n, (n,), generator=generator)) for _ in range(draws)],
         dtype=torch.float64,
     )
-    if around is not None:
-        found += around - found.mean()
-    return _percentiles(found, level)
+    if around is None:
+        return _percentiles(found, level)
+    low, high = _percentiles(found + around - found.mean(), level)
+    return min(low, around), max(high, around)  # of equal draws, the mean is off by a rounding
 
 
 def mean_interval(values: Tensor, *, seed: int = 0) -> tuple[float, float]:

@@ -53,8 +53,8 @@ class LowShot(Evaluator):
         if not sizes and self.shots:
             rarest = int(torch.where(counts > 0, counts, len(bank.train_y) + 1).argmin())
             raise DataError(
-                f"class '{(data.labelled.train.classes or {})[rarest]}' has {smallest} training images, fewer than the "
-                f"{min(self.shots)} labels a class that are asked for",
+                f"class '{(data.labelled.train.classes or {})[rarest]}' has {smallest} training "
+                f"images, fewer than the {min(self.shots)} labels a class that are asked for",
                 tip=f"--set lowshot.shots=[{smallest}]",
             )
         present = int((counts > 0).sum())

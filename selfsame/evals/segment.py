@@ -338,9 +338,7 @@ def spread_argmax(scores: Tensor, size: Any) -> Tensor:
     best = torch.full(tuple(size), -torch.inf)
     guess = torch.zeros(tuple(size), dtype=torch.int64)
     for k, each in enumerate(scores.float().cpu()):
-        wide = F.interpolate(each[None, None], tuple(size), mode="bilinear", align_corners=False)[
-            0, 0
-        ]
+        wide = F.interpolate(each[None, None], tuple(size), mode="bilinear")[0, 0]
         better = wide > best
         best, guess = torch.where(better, wide, best), guess.masked_fill(better, k)
     return guess

@@ -18,7 +18,6 @@ from selfsame.evals.cache import Cache, Entry, encoder_key, entry_key
 from selfsame.evals.pixels import pixels
 from selfsame.types import Source
 
-
 PIXELS_AT_ONCE = 2**22  # of the images of one forward pass
 
 

@@ -156,7 +156,7 @@ def fit_heads(
     weight = (0.01 * torch.randn(size[1:], generator=generator)).expand(size).clone().to(x)
     bias = x.new_zeros(len(rates), 1, classes)
     momenta = torch.zeros_like(weight), torch.zeros_like(bias)
-    peak = torch.tensor(rates).to(x)[:, None, None]
+    peak = torch.tensor(rates, dtype=torch.float64).to(x)[:, None, None]
     batch_size = min(batch_size, len(x))
     order = torch.randperm(len(x), generator=generator)
     at = 0

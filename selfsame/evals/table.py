@@ -8,6 +8,7 @@ from typing import Any
 from selfsame.evals import EVALUATORS, find
 from selfsame.evals.evaluator import Scores
 
+LEGEND = "in %; in brackets the 95 % interval over test images; ± the deviation over draws"
 SUFFIXES = ("_interval", "_std")  # of values that stand beside another one
 
 
@@ -24,9 +25,7 @@ def print_table(report: Mapping[str, Any]) -> None:
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(report["model"]),
-        caption=Text(
-            f"In %; in brackets the 95 % interval over test images, after ± the deviation over draws.\n{report['data']}"
-        ),
+        caption=Text(f"{LEGEND}\n{report['data']}"),
         title_justify="left",
         caption_justify="left",
     )

@@ -105,8 +105,8 @@ def cutmix(
     """
     box = []
     for side, at in zip(x.shape[-2:], centre, strict=True):
-        half, middle = int(side * (1 - share) ** 0.5) // 2, int(at * side)
-        box.append(slice(max(0, middle - half), min(side, middle + half)))
+        cut, middle = int(side * (1 - share) ** 0.5), int(at * side)
+        box.append(slice(max(0, middle - cut // 2), min(side, middle + (cut + 1) // 2)))
     rows, columns = box
     x = x.clone()
     x[..., rows, columns] = x.flip(0)[..., rows, columns]
