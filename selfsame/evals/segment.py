@@ -111,7 +111,7 @@ class Segment(Evaluator):
             for each, value in zip(masked.classes, iou(tables.sum(0)).tolist(), strict=True):
                 if math.isfinite(value):
                     found[f"{name}_iou/{each}"] = value
-        refused = len(masked.train) + len(masked.test) - len(train.index) - len(test.index)
+        refused = len(masked.train) + len(masked.test) - len(train.kept) - len(test.kept)
         return found | {
             "segment_l2": l2,
             "segment_windows": count,
