@@ -50,10 +50,10 @@ class MaskedSource(FileSource):
             DataError: a value that no class has.
         """
         raw = self.raw_mask(i)
-        table = np.full(int(max(raw.max(), *self.values)) + 1, -2)
+        table = np.full(int(max(raw.max(), *self.values)) + 1, -2, np.int64)
         for value, number in self.values.items():
             table[value] = number
-        found = table[raw]
+        found: np.ndarray = table[raw]
         if (found == -2).any():
             value = int(raw[found == -2][0])
             raise DataError(
@@ -61,7 +61,7 @@ class MaskedSource(FileSource):
                 tip=f"the values are {', '.join(map(str, sorted(self.values)))}; "
                 f"{VOID} and ignore_index of classes.json do not count",
             )
-        return found.astype(np.int64)
+        return found
 
     def raw_mask(self, i: int) -> np.ndarray:
         """The values of a mask as they are, integers [H, W].

@@ -53,7 +53,7 @@ class LowShot(Evaluator):
         if not sizes and self.shots:
             rarest = int(torch.where(counts > 0, counts, len(bank.train_y) + 1).argmin())
             raise DataError(
-                f"class '{(data.labelled.train.classes or {})[rarest]}' has {smallest} training "
+                f"class '{list(data.labelled.train.classes or ())[rarest]}' has {smallest} training "
                 f"images, fewer than the {min(self.shots)} labels a class that are asked for",
                 tip=f"--set lowshot.shots=[{smallest}]",
             )
@@ -103,7 +103,7 @@ def choose(y: Tensor, size: int | float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     labels = y.cpu()
     chosen = []
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
         count = size if size >= 1 else max(1, round(size * len(members)))
         chosen.append(members[torch.randperm(len(members), generator=generator)[: int(count)]])

@@ -55,7 +55,7 @@ class Online:
         self._began = clock()
         self._cost = 0.0  # seconds, of the last one
         self._parts: list[Images] = []
-        self._l2s = L2
+        self._l2s: tuple[float, ...] = L2
         self._open = ExitStack()
 
     def __enter__(self) -> Online:

@@ -99,16 +99,13 @@ class Segment(Evaluator):
         found: Scores = {}
         for name, scores in (("segment", linear), ("segment_knn", votes)):
             tables = self._confusion(masked, test, scores)
+            table = tables.sum(0)
             found |= {
-                name: mean_iou(tables.sum(0)),
-                f"{name}_interval": bootstrap(
-                    lambda index, tables=tables: mean_iou(tables[index].sum(0)), len(tables)
-                ),
-                f"{name}_accuracy": (
-                    tables.sum(0).diagonal().sum() / tables.sum().clamp(min=1)
-                ).item(),
+                name: mean_iou(table),
+                f"{name}_interval": interval(tables),
+                f"{name}_accuracy": (table.diagonal().sum() / table.sum().clamp(min=1)).item(),
             }
-            for each, value in zip(masked.classes, iou(tables.sum(0)).tolist(), strict=True):
+            for each, value in zip(masked.classes, iou(table).tolist(), strict=True):
                 if math.isfinite(value):
                     found[f"{name}_iou/{each}"] = value
         refused = len(masked.train) + len(masked.test) - len(train.kept) - len(test.kept)
@@ -154,7 +151,7 @@ class Segment(Evaluator):
 
     def _strength(self, x: Tensor, share: Tensor, image: Tensor) -> float:
         """The L2 strength with the best mean IoU of tokens on held-out training images."""
-        pictures = image.unique()
+        pictures = torch.tensor(sorted(set(image.tolist())))
         if len(self.l2s) == 1 or len(pictures) < 2:
             return self.l2s[0] if len(self.l2s) == 1 else sorted(self.l2s)[len(self.l2s) // 2]
         generator = torch.Generator().manual_seed(self.seed)
@@ -181,7 +178,7 @@ class Segment(Evaluator):
         for k in test.kept:
             rows, columns = test.grid[k].tolist()
             mask = torch.from_numpy(masked.test.mask(int(test.index[k])))
-            guess = spread_argmax(parts[k].T.unflatten(1, (rows, columns)), mask.shape)
+            guess = spread_argmax(parts[k].T.reshape(-1, rows, columns), mask.shape)
             tables.append(confusion(mask, guess, scores.shape[1]))
         return torch.stack(tables)
 
@@ -193,7 +190,7 @@ class Dense(NamedTuple):
     share: Tensor  # float32 [T, C]: parts of a token's pixels; all 0 where none counts
     image: Tensor  # int64 [T]: row of ``index`` that a token is of
     grid: Tensor  # int64 [M, 2]: rows and columns of the tokens of each image
-    index: Tensor  # int64 [M]: images that could be read
+    index: Tensor  # type: ignore[assignment]  # int64 [M]: images that could be read
     kept: list[int]  # rows of ``index`` whose masks could be read
 
 
@@ -226,7 +223,7 @@ def extract_windows(encoder: Encoder, source: MaskedSource, count: int) -> Entry
             parts = [encoder(part) for part in torch.split(flat, at_once)]
         height, width = parts[0].grid
         tokens = torch.cat([part.tokens for part in parts if part.tokens is not None]).float()
-        tokens = tokens.unflatten(0, (rows, columns)).unflatten(2, (height, width))
+        tokens = tokens.reshape(rows, columns, height, width, -1)
         whole = tokens.permute(0, 2, 1, 3, 4).flatten(0, 3)  # [rows * h, columns * w] by rows
         found["tokens"].append(whole.cpu())
         found["grid"].append(torch.tensor([rows * height, columns * width]))
@@ -270,7 +267,7 @@ def _windows(encoder: Encoder, source: MaskedSource, count: int) -> Iterator[tup
         x = torch.from_numpy(np.ascontiguousarray(pixels)).float()[None]
         x = F.interpolate(x, (rows * size, columns * size), mode="bicubic", antialias=True)[0]
         x = (x.clamp(0, 255) / 255 - mean) / std
-        return x.unflatten(1, (rows, size)).unflatten(3, (columns, size)).permute(1, 3, 0, 2, 4)
+        return x.reshape(-1, rows, size, columns, size).permute(1, 3, 0, 2, 4)
 
     with ThreadPoolExecutor(2) as pool:
         ahead = 8  # images in memory at once
@@ -349,6 +346,11 @@ def confusion(mask: Tensor, guess: Tensor, classes: int) -> Tensor:
     valid = mask != IGNORED
     counts = (mask[valid] * classes + guess[valid]).bincount(minlength=classes**2)
     return counts.reshape(classes, classes).double()
+
+
+def interval(tables: Tensor) -> tuple[float, float]:
+    """The interval of the mean IoU over test images, from one confusion each, [M, C, C]."""
+    return bootstrap(lambda index: mean_iou(tables[index].sum(0)), len(tables))
 
 
 def iou(table: Tensor) -> Tensor:

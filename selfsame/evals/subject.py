@@ -140,7 +140,7 @@ class Subject:
         test_x, test_y = self.labelled_part(data.test)
         strange = sorted(set(test_y.tolist()) - set(train_y.tolist()))
         if strange:
-            name = (data.train.classes or {})[strange[0]]
+            name = list(data.train.classes or ())[strange[0]]
             raise DataError(
                 f"class '{name}' has test images but no readable training image",
                 tip="add one to the train part, or leave that class out",

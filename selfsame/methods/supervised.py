@@ -65,7 +65,7 @@ class Supervised(Method):
             return x, target
         cut = alphas[1] > 0 and (alphas[0] == 0 or float(torch.rand(())) < 0.5)
         alpha = alphas[cut]
-        share = float(torch.distributions.Beta(alpha, alpha).sample())  # type: ignore[no-untyped-call]
+        share = float(torch.distributions.Beta(alpha, alpha).sample())
         if not cut:
             return mixup(x, target, share)
         return cutmix(x, target, share, tuple(torch.rand(2).tolist()))
