@@ -71,10 +71,8 @@ class HuggingFace(Backbone):
 
     def blocks(self) -> Sequence[nn.Module]:
         """The longest list of modules inside: its layers, first to last."""
-        lists = [part for part in self.module.modules() if isinstance(part, nn.ModuleList)]
-        return (
-            list(max(lists, key=lambda part: len(part))) if lists else list(self.module.children())
-        )
+        lists = [list(part) for part in self.module.modules() if isinstance(part, nn.ModuleList)]
+        return max(lists, key=len) if lists else list(self.module.children())
 
 
 def build(

@@ -29,7 +29,7 @@ class Copies(Evaluator):
     errors.
     """
 
-    title: ClassVar[str] = "copy detection mAP"
+    title: ClassVar[str] = "copies mAP"
     facts: ClassVar[frozenset[str]] = frozenset({"copies_queries", "copies_searched"})
 
     queries: Annotated[int, Field(ge=1)] = 500  # originals, evenly spaced

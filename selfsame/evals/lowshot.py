@@ -52,9 +52,10 @@ class LowShot(Evaluator):
         sizes: dict[str, int | float] = {f"{n}": n for n in self.shots if n <= smallest}
         if not sizes and self.shots:
             rarest = int(torch.where(counts > 0, counts, len(bank.train_y) + 1).argmin())
+            name = list(data.labelled.train.classes or ())[rarest]
             raise DataError(
-                f"class '{list(data.labelled.train.classes or ())[rarest]}' has {smallest} training "
-                f"images, fewer than the {min(self.shots)} labels a class that are asked for",
+                f"class '{name}' has {smallest} training images, fewer than the "
+                f"{min(self.shots)} labels a class that are asked for",
                 tip=f"--set lowshot.shots=[{smallest}]",
             )
         present = int((counts > 0).sum())

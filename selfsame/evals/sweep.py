@@ -40,7 +40,7 @@ class Input(NamedTuple):
 class Sweep(Evaluator):
     """SGD with a cosine to 0; the learning rate, the layers and the pooling are chosen."""
 
-    title: ClassVar[str] = "linear (SGD sweep)"
+    title: ClassVar[str] = "linear (SGD)"
     facts: ClassVar[frozenset[str]] = frozenset(
         {"linear-sgd_lr", "linear-sgd_layers", "linear-sgd_patches"}
     )
