@@ -264,7 +264,7 @@ def _windows(encoder: Encoder, source: MaskedSource, count: int) -> Iterator[tup
                 f"{source.name(i)} is turned by its EXIF orientation, and its mask is not",
                 tip="save the image upright, or leave it out",
             )
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).float()[None]
+        x = torch.from_numpy(pixels.astype(np.float32))[None]
         x = F.interpolate(x, (rows * size, columns * size), mode="bicubic", antialias=True)[0]
         x = (x.clamp(0, 255) / 255 - mean) / std
         return x.reshape(-1, rows, size, columns, size).permute(1, 3, 0, 2, 4)
