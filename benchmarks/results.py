@@ -96,14 +96,15 @@ def one(method: str, seed: int, folder: Path, seconds: float, settings: Sequence
     """Train and score one method with one seed; writes ``result.json``."""
     from selfsame import api, demo
     from selfsame.encoder import random_like
-    from selfsame.evals import knn
-    from selfsame.evals.features import bank, pixel_bank
+    from selfsame.evals import Data, Subject, evaluators, knn, score
+    from selfsame.evals.features import bank
+    from selfsame.evals.pixels import pixels
     from selfsame.files import atomic
 
     data = demo.sample()
     out = folder / f"{method.replace(' ', '-')}-{seed}"
     if method == PIXELS:
-        features = pixel_bank(data)
+        subject = Subject(pixels(), centred=True)
         result: dict[str, Any] = {}
         out.mkdir(parents=True, exist_ok=True)
     else:
@@ -132,8 +133,8 @@ def one(method: str, seed: int, folder: Path, seconds: float, settings: Sequence
         control = random_like(trained.encoder, seed)
         assert control is not None
         result["random"] = knn(*bank(control, data), ks=(20,))["knn"]
-        features = bank(trained.encoder, data)
-    result |= api.score(features, ["knn", "linear"])
+        subject = Subject(trained.encoder)
+    result |= score(subject, Data(data), evaluators(["knn", "linear"]).values())
     with atomic(out / "result.json") as file:
         file.write_text(json.dumps({"method": method, "seed": seed, **result}))
     print(json.dumps({"method": method, "seed": seed, **result}), flush=True)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,31 +18,28 @@ from selfsame.data import (
     Images,
     count_channels,
     measure_levels,
-    open_labelled,
     open_parts,
     open_source,
     suggest_canvas,
 )
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
-from selfsame.encoder import Encoder, load, of_recipe, random_like
+from selfsame.encoder import Encoder, load
 from selfsame.errors import DivergedError, UsageError, unknown
-from selfsame.evals import bootstrap_interval, knn, linear
-from selfsame.evals.features import Bank, bank, pixel_bank
+from selfsame.evals import Data, evaluators, score
+from selfsame.evals.cache import Cache
+from selfsame.evals.subject import subjects
 from selfsame.evals.verdict import Verdict
-from selfsame.evals.watch import Watch
 from selfsame.files import atomic
 from selfsame.interrupt import Interrupt
+from selfsame.judge import Judge, encoder_of
 from selfsame.parallel import Layout, whole
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
 from selfsame.run import RunDirectory, environment
 from selfsame.train import train
-from selfsame.types import Method, Source
+from selfsame.types import Source
 
 PACK_VIEW = 224  # pixels: the side of views that a pack is made for by default
-EVALUATIONS = 10  # of a run, evenly spaced: health, and kNN where there are labels
-
-PROTOCOLS = {"knn": knn, "linear": linear}
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,8 @@ def pretrain(
         seed: of everything random.
         precision: "auto", "bf16" or "fp32".
         settings: ``key=value`` for any field of the recipe, as ``--set`` of the command line.
-        val: labelled images: kNN during training and at its end.
+        val: labelled images: kNN and a linear probe during training, at most a twentieth of its
+            time, and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
         resume: continue the run in ``out``, on any number of processes; begin it where there is
@@ -135,7 +132,7 @@ def pretrain(
                 if count is not None and count < 1:
                     raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
             continuing = dist.on_main(lambda: resume and (Path(out) / "recipe.toml").is_file())
-            labelled = None if val is None else open_labelled(val)
+            labelled = None if val is None else Data(val).labelled
             run = RunDirectory(out)
             if continuing:
                 run = RunDirectory.open(out)
@@ -166,31 +163,8 @@ def pretrain(
                 "each is replaced by the next readable one and listed in bad_images.jsonl"
             )
 
-        every = max(1, plan.total // EVALUATIONS)
-        watch = Watch(run, plan.images, plan.recipe, plan.total, every)
-
-        def begin() -> None:
-            """Measure the start, though not before the first step: whoever waits sees it go."""
-            if not watch.rows():
-                watch.measure(_encoder(plan, plan.build()), 0)  # the same weights again
-
-        def judge(method: Method, step: int) -> None:
-            begin()
-            if watch.due(step):
-                watch.measure(_encoder(plan, method), step)
-            if labelled is None:
-                return
-            if any(r["step"] == step and r["protocol"] == "knn" for r in run.rows("eval")):
-                return  # before a stop
-            features = bank(_encoder(plan, method), labelled)
-            scores = knn(*features, ks=(20,))
-            run.append("eval", [{"step": step, "protocol": "knn", **scores}])
-            console.say(f"step {step:,}: kNN {scores['knn']:.3f}")
-
-        def watched(encoder: Encoder) -> dict[str, float]:
-            begin()
-            return watch.measure(encoder, steps)
-
+        judge = Judge(plan, run, console, labelled)
+        stack.enter_context(judge)
         interrupt = Interrupt()
         try:
             steps = train(
@@ -201,18 +175,18 @@ def pretrain(
                 interrupt=interrupt,
                 save_every=save_every,
                 log_every=log_every,
-                eval_every=every,
+                eval_every=judge.every,
                 evaluate=judge,
             )
-            encoder = _encoder(plan, whole(built, plan.build)).eval()
-            health = dist.on_main(partial(watched, encoder))
+            encoder = encoder_of(plan, whole(built, plan.build)).eval()
+            health = dist.on_main(lambda: judge.health(encoder, steps))
         except DivergedError as error:
             if dist.is_main():
-                console.say(*watch.verdict(plan.total, diverged=str(error)).lines())
+                console.say(*judge.verdict(plan.total, diverged=str(error)).lines())
             raise
         (stopped,) = dist.anywhere(interrupt.asked)
         finished = steps == plan.total and not stopped
-        verdict = dist.on_main(lambda: watch.verdict(steps))
+        verdict = dist.on_main(lambda: judge.verdict(steps))
         encoder.save(
             run.path,
             method=plan.recipe.method.name,
@@ -222,7 +196,7 @@ def pretrain(
             steps=plan.total,
             evaluation=health,
         )
-        console.say(*_closing(plan, run, steps, finished, health, verdict))
+        console.say(*judge.describe(), *_closing(plan, run, steps, finished, health, verdict))
     return Result(run.path, encoder, steps, finished, health, verdict, interrupt.signal)
 
 
@@ -231,61 +205,58 @@ def evaluate(
     data: Any,
     *,
     protocols: Sequence[str] = ("knn", "linear"),
+    settings: Sequence[str] = (),
     controls: bool = True,
     weights: str | Path | None = None,
-    image_size: int = 224,
+    backbone: nn.Module | None = None,
+    image_size: int | None = None,
     device: str | None = None,
+    cache: bool = True,
 ) -> dict[str, Any]:
-    """Judge a model on labelled images, beside controls that learnt nothing.
+    """Judge a model on images, beside controls that learnt nothing.
 
     Args:
         model: what ``selfsame.load`` takes: a run, an exported encoder, a ``timm/NAME``, a module.
-        data: labelled images with or without parts of their own for training and testing.
-        protocols: of ``PROTOCOLS``.
+        data: labelled images with or without parts of their own for training and testing; with
+            masks for ``segment``; any images for ``copies``.
+        protocols: of ``selfsame.evals.EVALUATORS``, or ``module:Class``.
+        settings: ``protocol.key=value`` for any option of a protocol.
         controls: also score the same network at random initialisation, and raw pixels.
         weights: a file of weights for a named network.
-        image_size: input side, pixels, for a named network or a module.
+        backbone: the network, where a run trained a module of the user's.
+        image_size: input side, pixels, for a named network or a module; 224 by default.
         device: where to compute features.
+        cache: keep features on the disk (``$SELFSAME_CACHE``) and take them from there.
 
     Returns:
-        ``model``, ``data`` and ``results``: for the model and each control the scores as
+        ``model``, ``data``, ``results``, ``cache`` and ``refused``, the number of images left out
+        because they cannot be read. ``results`` has the scores of the model and each control as
         fractions, with 95 % bootstrap intervals over test images as ``NAME_interval``. Where the
         model is a run, the result is appended to its ``eval.jsonl`` as well.
 
     Raises:
-        UsageError: an unknown protocol, or a model that cannot be loaded.
-        DataError: no labels.
+        UsageError: an unknown protocol or option, or a model that cannot be loaded.
+        DataError: no labels or masks where a protocol needs them.
     """
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise unknown("protocol", name, PROTOCOLS)
-    encoder = load(model, device=device, weights=weights, image_size=image_size)
-    labelled = open_labelled(data)
-    results = {"model": score(bank(encoder, labelled), protocols)}
-    if controls:
-        random = random_like(encoder)
-        if random is not None:
-            results["random init"] = score(bank(random, labelled), protocols)
-        results["raw pixels"] = score(pixel_bank(labelled, encoder), protocols)
+    chosen = evaluators(protocols, settings)
+    encoder = load(model, device=device, weights=weights, image_size=image_size, backbone=backbone)
+    store = Cache() if cache else None
+    given = Data(data)
+    found = subjects(encoder, store, controls=controls)
+    results = {name: score(each, given, chosen.values()) for name, each in found.items()}
     report = {
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "data": labelled.how,
-        "results": results,
+        "data": given.how,
+        "results": {name: scores for name, scores in results.items() if scores},
+        "refused": sum(found["model"].refused.values()),
     }
     if isinstance(model, str | Path) and (Path(model) / "recipe.toml").is_file():
         run = RunDirectory.open(model)
         step = encoder.card.get("step", 0)
         run.append("eval", [{"step": step, "protocol": ",".join(protocols), **report}])
+    if store is not None:
+        report["cache"] = store.describe()
     return report
-
-
-def score(features: Bank, protocols: Sequence[str]) -> dict[str, Any]:
-    """Scores of features under protocols, each headline with its interval."""
-    found: dict[str, Any] = {}
-    for name in protocols:
-        found |= PROTOCOLS[name](*features)
-        found[f"{name}_interval"] = bootstrap_interval(found[name], len(features.test_y))
-    return found
 
 
 def embed(
@@ -463,10 +434,6 @@ def _output(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}",
             tip="name a file in a folder that exists and that you may write to",
         ) from None
-
-
-def _encoder(plan: Plan, method: Method) -> Encoder:
-    return of_recipe(method.encoder(), plan.recipe, named=plan.module is None)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

@@ -47,7 +47,11 @@ Labelled = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Argument(help="A run, an exported encoder, timm/NAME or torchvision/NAME.")
+    str,
+    typer.Argument(
+        help="A run, an exported encoder, timm/NAME, torchvision/NAME, transformers/NAME or a "
+        "folder of transformers."
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: a GPU if there is one]")
@@ -169,31 +173,56 @@ def pretrain(
 def evaluate(
     model: Model,
     data: Labelled,
-    protocol: Annotated[str, typer.Option(help="Comma-separated: knn, linear.")] = "knn,linear",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: knn, linear, linear-sgd, lowshot, finetune, retrieval, cluster, "
+            "segment, copies."
+        ),
+    ] = "knn,linear",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PROTOCOL.KEY=VALUE", help="Any option of a protocol; repeatable."
+        ),
+    ] = None,
     controls: Annotated[bool, typer.Option(help="Also score random weights and pixels.")] = True,
     weights: Annotated[
         Path | None, typer.Option(help="A file of weights for a named network.")
     ] = None,
-    size: Annotated[int, typer.Option(help="Input side of a named network, pixels.")] = 224,
+    size: Annotated[
+        int | None, typer.Option(help="Input side of a named network, pixels. [default: 224]")
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option(help="Keep features on the disk, in SELFSAME_CACHE or the user's cache.")
+    ] = True,
     device: Device = None,
     json_: Json = False,
 ) -> None:
     """Judge a model on labelled images.
 
-    Beside it stand controls that learnt nothing: random weights and raw pixels.
+    Beside it stand controls that learnt nothing: random weights and raw pixels. segment takes
+    images/PART/x.jpg with masks/PART/x.png; copies needs no labels.
     """
     import selfsame
 
     report = selfsame.evaluate(
         model,
         data,
-        protocols=[name.strip() for name in protocol.split(",")],
+        protocols=[name.strip() for name in protocol.split(",") if name.strip()],
+        settings=settings or [],
         controls=controls,
         weights=weights,
         image_size=size,
         device=device,
+        cache=cache,
     )
     _print_scores(report, json_)
+    if not json_:
+        if report["refused"]:
+            _say(f"bad        {report['refused']} images cannot be read and count for no score")
+        if "cache" in report:
+            _say(f"cache      {report['cache']}")
 
 
 @app.command()
@@ -400,24 +429,9 @@ def _print_scores(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from selfsame.evals.table import print_table
 
-    results = report["results"]
-    first = next(iter(results.values()))
-    names = [key.removesuffix("_interval") for key in first if key.endswith("_interval")]
-    table = Table(title=report["model"], caption=report["data"], title_justify="left")
-    table.add_column("features")
-    for name in names:
-        table.add_column({"knn": "kNN (k=20)"}.get(name, name), justify="right")
-        table.add_column("95 % interval", justify="right", style="dim")
-    for features, scores in results.items():
-        row = [features]
-        for name in names:
-            low, high = scores[f"{name}_interval"]
-            row += [f"{100 * scores[name]:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
-        table.add_row(*row)
-    Console().print(table)
+    print_table(report)
 
 
 if __name__ == "__main__":

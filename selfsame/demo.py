@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from selfsame.api import PROTOCOLS, Result, pretrain, score
+from selfsame.api import Result, pretrain
 from selfsame.console import Console
 from selfsame.data import Labelled, Subset
 from selfsame.data.arrays import ArraySource
 from selfsame.encoder import random_like
-from selfsame.evals.features import bank, pixel_bank
+from selfsame.evals import Data, Subject, evaluators, score
+from selfsame.evals.pixels import pixels
 from selfsame.methods import simclr, supervised
 from selfsame.optim import Optim
 from selfsame.recipe import BackboneConfig, Recipe
@@ -107,16 +108,19 @@ def demo(out: Path, seed: int = 0) -> dict[str, Any]:
     console.say("scoring    kNN and a linear probe on each")
     random = random_like(result.encoder, seed)
     assert random is not None
-    features = {
-        "SimCLR, no labels": bank(result.encoder, data),
-        "raw pixels": pixel_bank(data),
-        "random init": bank(random, data),
-        f"supervised, {LABELS_A_CLASS} labels a class": bank(taught.encoder, data),
+    judged = {
+        "SimCLR, no labels": Subject(result.encoder),
+        "raw pixels": Subject(pixels(), centred=True),
+        "random init": Subject(random),
+        f"supervised, {LABELS_A_CLASS} labels a class": Subject(taught.encoder),
     }
+    protocols = evaluators(("knn", "linear")).values()
     report = {
         "model": str(out),
         "data": data.how,
-        "results": {name: score(found, list(PROTOCOLS)) for name, found in features.items()},
+        "results": {
+            name: score(subject, Data(data), protocols) for name, subject in judged.items()
+        },
     }
     run.append("eval", [{"step": result.steps, "protocol": "demo", **report}])
     return report

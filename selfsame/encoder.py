@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from selfsame.views import eval_view
 from selfsame.views.presets import eval_crop
 
 CARD = "card.json"
+IMAGE_SIZE = 224  # pixels: of a named network, where nothing else is said
 WEIGHTS = "backbone.safetensors"
 
 
@@ -69,7 +72,7 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised float images [B, C, S, S]."""
@@ -86,21 +89,50 @@ class Encoder(nn.Module):
         The centre square of each image, as large as ``eval_crop`` says, is resized to
         ``image_size``.
         """
+        return self.pooled(self.view(images, sizes))
+
+    @torch.inference_mode()
+    def layers(self, images: Tensor, sizes: Tensor, last: int) -> dict[str, Tensor]:
+        """Features of the last blocks, as `features` makes them; of one, where there are no more.
+
+        Returns:
+            ``layers``, float32 [B, L, D], pooled after each of the ``last`` blocks, first to last;
+            ``pooled``, [B, D], the last of them; ``patches``, [B, D], the mean of the last tokens
+            (``pooled`` where there are none as wide).
+        """
+        with self.judging():
+            x = self.view(images, sizes)
+            many = "layers" in self.backbone.can
+            found = self.backbone.layers(x, last) if many else [self.backbone(x)]
+        layers = torch.stack([each.pooled for each in found], dim=1).float()
+        tokens = found[-1].tokens
+        alike = tokens is not None and tokens.shape[-1] == layers.shape[-1]
+        patches = tokens.float().mean(1) if tokens is not None and alike else layers[:, -1]
+        return {"layers": layers, "pooled": layers[:, -1], "patches": patches}
+
+    def view(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """What the network sees of canvases, float32 [B, C, S, S] on its device."""
         crop = eval_crop(self.image_size)
-        return self.pooled(
-            eval_view(images.to(self.device), sizes, self.image_size, self.norm, crop)
-        )
+        x = eval_view(images.to(self.device), sizes, self.image_size, self.norm, crop)
+        return x.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def pooled(self, x: Tensor) -> Tensor:
         """Pooled features, float32 [B, D], of normalised images [B, C, S, S], as ``features``."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        with self.judging():
+            found: Tensor = self.backbone(x.contiguous(memory_format=torch.channels_last)).pooled
+        return found.float()
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Evaluation mode and float32, whatever the mode and the autocast around it."""
         was_training = self.training
         self.eval()
-        with torch.autocast(self.device.type, enabled=False):
-            pooled: Tensor = self.backbone(x).pooled
-        self.train(was_training)
-        return pooled.float()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.train(was_training)
 
     def embed(self, images: Any, *, batch_size: int = 256) -> Tensor:
         """Embeddings, float32 [B, D] on the CPU.
@@ -187,18 +219,20 @@ def load(
     *,
     device: str | None = None,
     weights: str | Path | None = None,
-    image_size: int = 224,
+    image_size: int | None = None,
     channels: int = 3,
     backbone: nn.Module | None = None,
 ) -> Encoder:
     """Load an encoder for evaluation and embedding.
 
     Args:
-        model: a run directory (finished or not), a folder with an exported encoder, a
-            ``timm/NAME`` or ``torchvision/NAME`` with its pretrained weights, or a module.
+        model: a run directory (finished or not), an exported encoder (its folder or its file of
+            weights), a ``timm/NAME``, ``torchvision/NAME`` or ``transformers/NAME`` with its
+            pretrained weights, a folder that transformers saved, or a module.
         device: where to put it; the first GPU where there is one, else the CPU.
         weights: a file of weights (safetensors or a state dict) for a named network.
-        image_size: input side, pixels, for a named network or a module.
+        image_size: input side, pixels, for a named network or a module; by default 224, or what
+            a network of transformers was made for.
         channels: of the images, for a named network or a module. A pretrained stem is adapted.
         backbone: the network, where a run trained a module of the user's.
 
@@ -206,19 +240,25 @@ def load(
         UsageError: nothing can be loaded by that name.
     """
     chosen = machine.device(device)
+    if not isinstance(model, nn.Module) and Path(model).name == WEIGHTS:
+        model = Path(model).parent
     if isinstance(model, Encoder):
         encoder = model
     elif isinstance(model, nn.Module):
-        network = backbones.build(model, image_size=image_size, channels=channels)
-        encoder = Encoder(network, config=None, image_size=image_size, channels=channels)
+        size = image_size or IMAGE_SIZE
+        network = backbones.build(model, image_size=size, channels=channels)
+        encoder = Encoder(network, config=None, image_size=size, channels=channels)
     elif (Path(model) / CARD).is_file():
         encoder = _exported(Path(model), backbone)
     elif (Path(model) / "recipe.toml").is_file():
         encoder = _unfinished(RunDirectory.open(model), backbone)
+    elif (Path(model) / "config.json").is_file():
+        encoder = _named(f"transformers/{model}", weights, image_size, channels)
     elif Path(model).exists():
         raise UsageError(
             f"{model} is neither a run nor an exported encoder",
-            tip=f"a run has a recipe.toml, an export a {CARD}",
+            tip=f"a run has a recipe.toml, an export a {CARD}, a folder of transformers a "
+            "config.json; weights of a named network go with --weights",
         )
     else:
         encoder = _named(str(model), weights, image_size, channels)
@@ -305,8 +345,10 @@ def of_recipe(backbone: Backbone, recipe: Recipe, *, named: bool) -> Encoder:
     )
 
 
-def _named(name: str, weights: str | Path | None, image_size: int, channels: int) -> Encoder:
+def _named(name: str, weights: str | Path | None, image_size: int | None, channels: int) -> Encoder:
     config = BackboneConfig(name=name)
+    if image_size is None:
+        image_size = backbones.own_size(name) or IMAGE_SIZE
     network = backbones.build(
         name, image_size=image_size, channels=channels, pretrained=weights is None
     )

@@ -141,7 +141,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"'{setting}' is not a setting", tip="write --set key=value")
-        _assign(values, key.strip(), _value(text.strip()), recipe)
+        _assign(values, key.strip(), toml_value(text.strip()), recipe)
     if any(s.partition("=")[0].strip() == "steps" for s in settings):
         values.pop("epochs", None)
     elif any(s.partition("=")[0].strip() == "epochs" for s in settings):
@@ -201,7 +201,8 @@ def _names(config: Any) -> list[str] | None:
     return None
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """A value as TOML writes it; what is none is a string."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:

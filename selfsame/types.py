@@ -110,7 +110,8 @@ class Backbone(nn.Module):
       image;
     - "replace": ``backbone(x, replace=(mask, token))`` puts ``token``, [D], in the place of the
       patch embeddings where ``mask``, bool [B, N], is true, before positions are added;
-    - "ffn": ``backbone.feed_forwards(x, last)`` gives what the last blocks' perceptrons return.
+    - "ffn": ``backbone.feed_forwards(x, last)`` gives what the last blocks' perceptrons return;
+    - "layers": ``backbone.layers(x, last)`` gives the features after each of the last blocks.
     """
 
     dim: int
@@ -120,6 +121,10 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised float images [B, C, S, S]."""
+        raise NotImplementedError
+
+    def layers(self, x: Tensor, last: int) -> Sequence[Features]:
+        """Features after each of the ``last`` blocks, first to last, where ``can`` has "layers"."""
         raise NotImplementedError
 
     def blocks(self) -> Sequence[nn.Module]:

@@ -24,6 +24,7 @@ FLOORS = [
     {"accumulate", "parallel", "sharded"},
     {"console", "encoder", "guard", "plan"},
     {"train", "evals"},
+    {"judge"},
     {"api"},
     {"demo", "doctor", "verify"},
     {"cli"},

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfsame.backbones import transformers
 from selfsame.backbones.resnet import DEPTHS, IMAGENET, ResNet
 from selfsame.backbones.vit import SIZES, Replace, ViT, keep_tokens
 from selfsame.errors import UsageError, unknown
@@ -21,6 +22,8 @@ __all__ = [
     "abilities",
     "build",
     "default_options",
+    "layer_numbers",
+    "own_size",
     "shared_options",
     "wrap",
 ]
@@ -41,8 +44,8 @@ def build(
 
     Args:
         name: a ResNet or ViT of ours (``resnet18``, ``vit_small``), ``timm/NAME``,
-            ``torchvision/NAME``, or a bare name, which is looked up in that order; or a module of
-            the user's own, which ``wrap`` takes.
+            ``torchvision/NAME``, or a bare name, which is looked up in that order;
+            ``transformers/NAME``; or a module of the user's own, which ``wrap`` takes.
         image_size: side of the largest view, pixels: networks with position embeddings need it.
         channels: channels of the input image.
         options: go to the network's constructor; ``stem="cifar"`` works for every ResNet.
@@ -66,9 +69,11 @@ def build(
 def _named(
     name: str, image_size: int, channels: int, kwargs: dict[str, Any], pretrained: bool
 ) -> Backbone:
+    if name.startswith(transformers.PREFIX):
+        return transformers.build(name, image_size, channels, kwargs, pretrained)
     library, _, model = name.rpartition("/")
     if library not in ("", "timm", "torchvision"):
-        raise unknown("library of networks", library, ["timm", "torchvision"])
+        raise unknown("library of networks", library, ["timm", "torchvision", "transformers"])
     if not library and not pretrained and model in DEPTHS:
         return _resnet(model, channels, kwargs)
     if not library and not pretrained and model in SIZES:
@@ -108,9 +113,14 @@ def abilities(name: str) -> frozenset[str] | None:
         return ResNet.can
     if not library and model in SIZES:
         return ViT.can
-    if library == "torchvision" or name.startswith("module:"):
+    if library == "torchvision" or name.startswith(("module:", transformers.PREFIX)):
         return None
     return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens"})
+
+
+def own_size(name: str) -> int | None:
+    """Side of the images that a named network was made for, pixels; None where any will do."""
+    return transformers.own_size(name) if name.startswith(transformers.PREFIX) else None
 
 
 def default_options(name: str, image_size: int) -> dict[str, int | str]:
@@ -138,6 +148,22 @@ def shared_options(old: str, new: str, options: Options) -> dict[str, bool | int
     related = any(old in family and new in family for family in (DEPTHS, SIZES))
     sizes = ("width", "depth", "heads", "patch")
     return {key: value for key, value in options.items() if related and key not in sizes}
+
+
+def layer_numbers(backbone: Backbone) -> dict[str, int]:
+    """The layer of each parameter, for rates that decay towards the input.
+
+    0 for what comes before the blocks, i + 1 for block i, one more for what follows, in the order
+    of ``named_parameters``. For a ViT these are the numbers of MAE's and DINOv2's codes.
+    """
+    blocks = backbone.blocks()
+    inside = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
+    found: dict[str, int] = {}
+    after = False
+    for name, parameter in backbone.named_parameters():
+        after |= id(parameter) in inside
+        found[name] = inside.get(id(parameter), len(blocks) if after else -1) + 1
+    return found
 
 
 def wrap(module: nn.Module, example: Tensor, *, norm: Norm = IMAGENET) -> Backbone:
@@ -202,7 +228,7 @@ class Wrapped(Backbone):
 class WrappedViT(Wrapped):
     """A plain vision transformer of timm's, whose tokens can be dropped and replaced."""
 
-    can = frozenset({"tokens", "keep", "replace"})
+    can = frozenset({"tokens", "keep", "replace", "layers"})
 
     def __init__(self, module: nn.Module, example: Tensor, norm: Norm) -> None:
         super().__init__(module, example, norm)
@@ -226,8 +252,27 @@ class WrappedViT(Wrapped):
         x = module.norm_pre(x)
         for block in module.blocks:
             x = block(x)
+        return self._features(x, (rows, columns))
+
+    def layers(self, x: Tensor, last: int) -> list[Features]:
+        """Features after each of the ``last`` blocks, first to last, all through the last norm."""
+        module: Any = self.module
+        grid = module.patch_embed.dynamic_feat_size(x.shape[-2:])
+        x = module.norm_pre(module._pos_embed(module.patch_embed(x)))
+        found = []
+        for i, block in enumerate(module.blocks):
+            x = block(x)
+            if i >= len(module.blocks) - last:
+                found.append(self._features(x, grid))
+        return found
+
+    def _features(self, x: Tensor, grid: tuple[int, int]) -> Features:
+        """Features of what a block returned."""
+        module: Any = self.module
         x = module.norm(x)
-        return Features(module.forward_head(x, pre_logits=True), x[:, prefix:], (rows, columns))
+        return Features(
+            module.forward_head(x, pre_logits=True), x[:, module.num_prefix_tokens :], grid
+        )
 
 
 def _as_features(y: Any) -> Features:

@@ -219,7 +219,7 @@ class ViT(Backbone):
     Features: pooled [B, D], tokens [B, N, D] after the last norm, grid (h, w).
     """
 
-    can = frozenset({"tokens", "keep", "replace", "ffn"})
+    can = frozenset({"tokens", "keep", "replace", "ffn", "layers"})
     norm = IMAGENET
 
     def __init__(
@@ -296,6 +296,23 @@ class ViT(Backbone):
         x, grid = self.embed(x, keep=keep, replace=replace)
         for block in self.block:
             x = block(x, copies)
+        return self._features(x, grid)
+
+    def layers(self, x: Tensor, last: int) -> list[Features]:
+        """Features after each of the ``last`` blocks, first to last, all through the last norm.
+
+        As ``get_intermediate_layers`` of DINO and DINOv2.
+        """
+        x, grid = self.embed(x)
+        found = []
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if i >= len(self.block) - last:
+                found.append(self._features(x, grid))
+        return found
+
+    def _features(self, x: Tensor, grid: tuple[int, int]) -> Features:
+        """Features of what a block returned."""
         x = self.last_norm(x)
         tokens = x[:, 1:] if self.pool == "cls" else x
         return Features(x[:, 0] if self.pool == "cls" else tokens.mean(1), tokens, grid)

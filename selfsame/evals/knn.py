@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from selfsame.evals.check import check_features
+from selfsame.evals.evaluator import Evaluator, Scores
+from selfsame.evals.interval import bootstrap_interval
+from selfsame.evals.subject import Data, Subject
+
+KS = (1, 5, 10, 20, 50, 100, 200)
 
 SIMILARITIES_AT_ONCE = 2**25  # 128 MiB of float32
+
+
+class KNN(Evaluator):
+    """Weighted k nearest neighbours by cosine; 20 neighbours are the headline."""
+
+    title: ClassVar[str] = "kNN (k=20)"
+
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = KS
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+
+    def __call__(self, subject: Subject, data: Data) -> Scores:
+        """Accuracy on the test part, for each k."""
+        bank = subject.bank(data.labelled)
+        found: Scores = knn(*bank, ks=self.ks, temperature=self.temperature)
+        return found | {"knn_interval": bootstrap_interval(found["knn"], len(bank.test_y))}
 
 
 def knn_scores(
@@ -42,7 +64,7 @@ def knn(
     train_y: Tensor,
     test_x: Tensor,
     test_y: Tensor,
-    ks: Sequence[int] = (1, 5, 10, 20, 50, 100, 200),
+    ks: Sequence[int] = KS,
     temperature: float = 0.07,
 ) -> dict[str, float]:
     """Accuracy of the k-nearest-neighbour classifier on L2-normalised features.
@@ -63,25 +85,40 @@ def knn(
         UsageError: Sizes do not agree.
         RunError: A feature is not finite.
     """
-    check_features(train_x, train_y, test_x, test_y)
-    classes = int(torch.cat([train_y, test_y]).max()) + 1
     headline = min(20, len(train_x))
     wanted = sorted({k for k in ks if k <= len(train_x)} | {headline})
-
-    normalized = [F.normalize(x.to(_at_least_float32(x)), dim=-1) for x in (train_x, test_x)]
-    similarity, label = _nearest(normalized[0], train_y, normalized[1], wanted[-1])
-    similarity = similarity - similarity[:, :1]  # the same order of classes, and no overflow
-
-    right = {}
-    for k in wanted:
-        scores = _vote(similarity[:, :k], label[:, :k], temperature, classes)
-        best = scores.topk(min(5, classes))  # [M, 5], best first
-        right[k] = (best.indices == test_y[:, None]) & (best.values > 0)
+    right = knn_right(train_x, train_y, test_x, test_y, wanted, temperature)
     return {
         "knn": _share(right[headline][:, 0]),
         "knn_top5": _share(right[headline].any(dim=1)),
         **{f"knn@{k}": _share(right[k][:, 0]) for k in wanted if k in ks},
     }
+
+
+def knn_right(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+) -> dict[int, Tensor]:
+    """Whether each of the five best classes is right: bool [M, 5] for each k, best class first.
+
+    Fewer columns where there are fewer classes. Arguments and errors as for `knn`, no k above N.
+    """
+    check_features(train_x, train_y, test_x, test_y)
+    classes = int(torch.cat([train_y, test_y]).max()) + 1
+    normalized = [F.normalize(x.to(_at_least_float32(x)), dim=-1) for x in (train_x, test_x)]
+    similarity, label = _nearest(normalized[0], train_y, normalized[1], max(ks))
+    similarity = similarity - similarity[:, :1]  # the same order of classes, and no overflow
+
+    right = {}
+    for k in ks:
+        scores = _vote(similarity[:, :k], label[:, :k], temperature, classes)
+        best = scores.topk(min(5, classes))  # [M, 5], best first
+        right[k] = (best.indices == test_y[:, None]) & (best.values > 0)
+    return right
 
 
 def _nearest(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from selfsame.evals.check import check_features
+from selfsame.evals.evaluator import Evaluator, Scores
+from selfsame.evals.interval import bootstrap_interval
+from selfsame.evals.subject import Data, Subject
 from selfsame.nn.precision import wide
 from selfsame.optim import Eager
 
 L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 RIDGE = 1e-3  # of the preconditioner, where there are fewer images than channels
-VALIDATION_SHARE = 0.2
+FOLDS = 5
+ENOUGH = 5000  # held-out images, over all folds, that the strength is chosen on
+
+
+class Linear(Evaluator):
+    """Logistic regression by L-BFGS on standardised features; L2 chosen by cross-validation."""
+
+    title: ClassVar[str] = "linear probe"
+    facts: ClassVar[frozenset[str]] = frozenset({"linear_l2"})
+
+    l2s: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = L2
+    seed: int = 0
+
+    def __call__(self, subject: Subject, data: Data) -> Scores:
+        """Accuracy on the test part."""
+        bank = subject.bank(data.labelled)
+        found: Scores = linear(*bank, l2s=self.l2s, seed=self.seed)
+        return found | {"linear_interval": bootstrap_interval(found["linear"], len(bank.test_y))}
 
 
 class LinearProbe(NamedTuple):
@@ -68,39 +89,55 @@ def linear(
 
 
 def fit_probe(
-    train_x: Tensor, train_y: Tensor, l2s: Sequence[float] = L2, seed: int = 0
+    train_x: Tensor,
+    train_y: Tensor,
+    l2s: Sequence[float] = L2,
+    seed: int = 0,
+    folds: int = FOLDS,
 ) -> LinearProbe:
-    """Standardise, choose the L2 strength on a stratified fifth of the data, refit on all of it.
+    """Standardise, choose the L2 strength on held-out fifths of the data, refit on all of it.
 
-    The most accurate strength wins, the strongest of equals. Where no class has two images, nothing
-    can be held out and the strength is 1 / N, which is scikit-learn's ``C=1``.
+    The fifths are stratified; of a large set only as many are held out as give ``ENOUGH`` images.
+    The strength that is right most often on them wins, the strongest of equals. Where no class has
+    two images, nothing can be held out and the strength is 1 / N, which is scikit-learn's ``C=1``.
 
     Args:
         train_x: [N, D] features.
         train_y: int64 [N] labels from 0.
         l2s: Strengths to try.
-        seed: Of the split.
+        seed: Of the fifths.
+        folds: How many of the fifths are held out in turn, at the most.
     """
     x = wide(train_x)
     std, mean = torch.std_mean(x, dim=0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     x = (x - mean) / std
     classes = int(train_y.max()) + 1
+    axes = None
+    if len(x) < x.shape[1]:  # the solution lies in the span of the images: a smaller problem
+        axes = torch.linalg.svd(x, full_matrices=False).Vh
+        x = x @ axes.T
 
-    held = _held_out(train_y, seed)
     best = 1 / len(x)
-    if held.any() and len(l2s) > 1:
-        accuracy = -1.0
-        start = None
-        for l2 in sorted(l2s, reverse=True):  # each solution is a good start for a weaker penalty
-            start = fit_logistic(x[~held], train_y[~held], l2, classes, start)
-            weight, bias = start
-            right = (x[held] @ weight.T + bias).argmax(dim=1) == train_y[held]
-            if right.double().mean().item() > accuracy:
-                accuracy, best = right.double().mean().item(), l2
-    elif len(l2s) == 1:
+    if len(l2s) == 1:
         best = l2s[0]
+    else:
+        fold = stratified_folds(train_y, seed)
+        right = dict.fromkeys(sorted(l2s, reverse=True), 0)
+        for k in range(min(folds, -(-ENOUGH * FOLDS // len(x)))):
+            held = fold == k
+            if not held.any():
+                continue
+            start = None
+            for l2 in right:  # each solution is a good start for a weaker penalty
+                start = fit_logistic(x[~held], train_y[~held], l2, classes, start)
+                guess = (x[held] @ start[0].T + start[1]).argmax(dim=1)
+                right[l2] += int((guess == train_y[held]).sum())
+        if (fold >= 0).any():
+            best = max(right, key=lambda l2: right[l2])
     weight, bias = fit_logistic(x, train_y, best, classes)
+    if axes is not None:
+        weight = weight @ axes
     return LinearProbe(weight, bias, mean, std, best)
 
 
@@ -121,7 +158,7 @@ def fit_logistic(
 
     Args:
         x: [N, D] features, standardised.
-        y: int64 [N] labels in [0, num_classes).
+        y: int64 [N] labels in [0, num_classes), or [N, C], the share of each class.
         l2: Strength of the penalty, independent of N.
         num_classes: C.
         start: Weight and bias to begin with; zeros where None.
@@ -142,7 +179,7 @@ def fit_logistic(
     theta = x.new_zeros(num_classes, dim + 1)  # [V | b]: one tensor, one vector for L-BFGS
     if start is not None:
         theta = torch.cat([start[0] @ lower, start[1][:, None]], dim=1)
-    target = F.one_hot(y, num_classes).to(x.dtype)
+    target = (F.one_hot(y, num_classes) if y.ndim == 1 else y).to(x.dtype)
 
     def loss_and_grad() -> Tensor:
         weight = theta[:, :dim] @ inverse
@@ -166,14 +203,19 @@ def fit_logistic(
     return theta[:, :dim] @ inverse, theta[:, dim].contiguous()
 
 
-def _held_out(y: Tensor, seed: int) -> Tensor:
-    """Mark a random fifth of each class, at least one of a class of two or more. bool [N]."""
+def stratified_folds(y: Tensor, seed: int) -> Tensor:
+    """Deal each class into fifths at random: int64 [N] in 0..4, -1 for the image of a class of one.
+
+    A class of two or more is in several fifths, so no fifth holds all of it.
+    """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(y), generator=generator)
-    order = order[y.cpu()[order].argsort(stable=True)]  # grouped by class, random inside
-    counts = y.cpu().bincount()
-    place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y.cpu()[order]]
-    quota = torch.where(counts > 1, (counts * VALIDATION_SHARE).round().clamp(min=1), 0)
-    held = torch.zeros(len(y), dtype=torch.bool)
-    held[order] = place < quota[y.cpu()[order]]
-    return held.to(y.device)
+    labels = y.cpu()
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]  # grouped by class, random inside
+    counts = labels.bincount()
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    fold = torch.empty_like(labels)
+    # each class begins where the one before it ended: small classes do not crowd the first fifths
+    fold[order] = (place + counts.cumsum(0)[labels[order]]) % FOLDS
+    fold[counts[labels] == 1] = -1
+    return fold.to(y.device)
