@@ -3,7 +3,8 @@
 recipe.toml            the resolved recipe
 run.json               command, options, versions, hardware, data fingerprint
 metrics.jsonl          one line a logging interval      eval.jsonl   one line an evaluation
-bad_images.jsonl       images that could not be read    log.txt      what was said
+events.out.tfevents.*  both for TensorBoard             log.txt      what was said
+bad_images.jsonl       images that could not be read
 checkpoints/           see ``checkpoint``
 backbone.safetensors   the encoder's weights            card.json    what they are
 """
@@ -14,17 +15,18 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from selfsame import __version__
+from selfsame import __version__, events
 from selfsame.errors import RunError, UsageError
 from selfsame.files import atomic
 from selfsame.types import BadImage
 
 FORMAT = 1
+FOLLOWED = ("metrics", "eval")  # rows that TensorBoard and other followers get
 
 
 class RunDirectory:
@@ -32,6 +34,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.followers: list[Callable[[str, Sequence[Mapping[str, Any]]], None]] = []
 
     @classmethod
     def create(cls, path: str | Path) -> RunDirectory:
@@ -108,6 +111,7 @@ class RunDirectory:
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any] | str]) -> None:
         """Append rows to ``NAME.jsonl``, or lines to ``NAME.txt`` where they are text."""
+        rows = list(rows)
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         file = self.path / (f"{name}.txt" if name == "log" else f"{name}.jsonl")
         try:
@@ -115,6 +119,8 @@ class RunDirectory:
                 stream.writelines(line + "\n" for line in lines)
         except OSError as error:
             raise _refused(file, error) from error
+        if name in FOLLOWED:
+            self._tell(name, [row for row in rows if not isinstance(row, str)])
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of ``NAME.jsonl``. A last line cut short by a crash is left out."""
@@ -133,11 +139,47 @@ class RunDirectory:
             if (self.path / f"{name}.jsonl").is_file():
                 kept = [row for row in self.rows(name) if row.get("step", 0) <= step]
                 self.write(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        found = [events.Event(*scalars(name, row)) for name in FOLLOWED for row in self.rows(name)]
+        try:
+            events.rewrite(self.path, (event for event in found if event.values))
+        except OSError as error:
+            raise _refused(self.path, error) from error
 
     def add_bad_images(self, found: Iterable[BadImage]) -> None:
         """Record unreadable images, each once."""
         known = {row["index"] for row in self.rows("bad_images")}
         self.append("bad_images", [image._asdict() for image in found if image.index not in known])
+
+    def _tell(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Give new rows to TensorBoard's file and to whoever follows."""
+        found = (events.Event(*scalars(name, row)) for row in rows)
+        try:
+            events.add(self.path, (event for event in found if event.values))
+        except OSError as error:
+            raise _refused(self.path, error) from error
+        for follower in self.followers:
+            follower(name, rows)
+
+
+def scalars(name: str, row: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """The step and the numbers of a row of ``NAME.jsonl``, under names for dashboards.
+
+    ``train/loss``; ``eval/health/rankme``; ``eval/model/knn`` and ``eval/raw pixels/knn`` where
+    there are controls.
+    """
+    if name == "metrics":
+        groups = {"train": row}
+    elif isinstance(results := row.get("results"), Mapping):
+        groups = {f"eval/{who}": scores for who, scores in results.items()}
+    else:
+        groups = {f"eval/{row.get('protocol', name)}": row}
+    values = {
+        f"{group}/{key}": float(value)
+        for group, each in groups.items()
+        for key, value in each.items()
+        if key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return int(row.get("step", 0)), values
 
 
 def _refused(file: Path, error: OSError) -> RunError:
