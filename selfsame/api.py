@@ -26,6 +26,7 @@ from selfsame.data import (
     suggest_canvas,
 )
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
+from selfsame.data.place import is_url
 from selfsame.encoder import Encoder, load, of_recipe, random_like
 from selfsame.errors import UsageError, unknown
 from selfsame.evals import bootstrap_interval, feature_std, knn, linear, rankme
@@ -33,7 +34,9 @@ from selfsame.evals.features import Bank, bank, pixel_bank
 from selfsame.files import atomic
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
+from selfsame.report import write_report
 from selfsame.run import RunDirectory, environment
+from selfsame.trackers import Trackers
 from selfsame.train import train
 from selfsame.types import Method, Source
 
@@ -72,6 +75,8 @@ def pretrain(
     val: Any = None,
     save_every: int | None = None,
     log_every: int = 10,
+    log: Sequence[str] = (),
+    report: bool = False,
     resume: bool = False,
     device: str | None = None,
     quiet: bool = False,
@@ -97,6 +102,8 @@ def pretrain(
         val: labelled images: kNN during training and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
+        log: "wandb", "mlflow": who else gets the numbers. TensorBoard reads the run directory.
+        report: write ``report.html`` at the end.
         resume: continue the run in ``out``.
         device: "cpu", "cuda", ...; by default the first GPU where there is one.
         quiet: say nothing on the terminal.
@@ -123,13 +130,13 @@ def pretrain(
         plan = planning.resume(run, method, data, choices, device)
     else:
         plan = planning.make(method, data, choices, device)
-    with plan.images:
+    with plan.images, Trackers(log) as followers:
         checked = plan.images.check()
         built = plan.build()  # what cannot be built leaves no run directory behind
         description = plan.describe(built)
         if not continuing:
             run = RunDirectory.create(out)
-            run.write_json("run.json", _facts(plan))
+            run.write_json("run.json", _facts(plan, data))
             run.write("recipe.toml", plan.recipe.to_toml())  # last: it makes the folder a run
         console = Console(run, quiet=quiet)
         console.say(*description)
@@ -146,6 +153,7 @@ def pretrain(
             run.append("eval", [{"step": step, "protocol": "knn", **scores}])
             console.say(f"step {step:,}: kNN {scores['knn']:.3f}")
 
+        followers.follow(run, plan.recipe, console.say)
         steps = train(
             plan,
             built,
@@ -156,7 +164,7 @@ def pretrain(
             eval_every=max(1, plan.total // EVALUATIONS),
             evaluate=judge if labelled is not None else None,
         )
-        finished = steps == plan.total
+        finished = followers.finished = steps == plan.total
         encoder = _encoder(plan, built).eval()
         health = _health(encoder, plan.images)
         run.append("eval", [{"step": steps, "protocol": "health", **health}])
@@ -170,6 +178,8 @@ def pretrain(
             evaluation=health,
         )
         console.say(*_closing(plan, run, steps, health))
+    if report:
+        console.say(f"report     {write_report([run.path], data, backbone=plan.module)}")
     return Result(run.path, encoder, steps, finished, health)
 
 
@@ -416,14 +426,27 @@ def _encoder(plan: Plan, method: Method) -> Encoder:
     return of_recipe(method.encoder(), plan.recipe, named=plan.module is None)
 
 
-def _facts(plan: Plan) -> dict[str, Any]:
+def _facts(plan: Plan, data: Any) -> dict[str, Any]:
     source = plan.images.source
     return {
         **environment(machine.describe(plan.device)),
         "device": str(plan.device),
         "recipe": plan.recipe.hash(),
-        "data": {"images": len(source), "fingerprint": source.fingerprint()},
+        "data": {
+            "images": len(source),
+            "fingerprint": source.fingerprint(),
+            "paths": _paths(data),
+        },
     }
+
+
+def _paths(data: Any) -> list[str] | None:
+    """Where the data is, so that a report finds it; None for what is in memory."""
+    several = data if isinstance(data, list | tuple) else [data]
+    if not all(isinstance(path, str | os.PathLike) for path in several):
+        return None
+    texts = [os.fspath(path) for path in several]
+    return [t if is_url(t) else os.path.abspath(os.path.expanduser(t)) for t in texts]
 
 
 def _health(encoder: Encoder, images: Images) -> dict[str, float]:

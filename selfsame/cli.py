@@ -48,6 +48,7 @@ Labelled = Annotated[
 Model = Annotated[
     str, typer.Argument(help="A run, an exported encoder, timm/NAME or torchvision/NAME.")
 ]
+Runs = Annotated[list[str], typer.Argument(help="Run directories, finished or not.", metavar="RUN")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: a GPU if there is one]")
 ]
@@ -111,6 +112,10 @@ def pretrain(
         int | None, typer.Option(help="Steps between checkpoints. [default: 10 minutes]")
     ] = None,
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
+    log: Annotated[
+        str, typer.Option(help="Also log to wandb, mlflow; TensorBoard reads the run anyway.")
+    ] = "",
+    report: Annotated[bool, typer.Option("--report", help="Write report.html at the end.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: Device = None,
 ) -> None:
@@ -133,6 +138,8 @@ def pretrain(
         val=val,
         save_every=save_every,
         log_every=log_every,
+        log=_words(log),
+        report=report,
         resume=resume,
         device=device,
     )
@@ -140,6 +147,8 @@ def pretrain(
         raise typer.Exit(130)
     _say(f"next       selfsame evaluate {out} LABELLED/")
     _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
+    if not report:
+        _say(f"           selfsame report {out}")
 
 
 @app.command()
@@ -171,6 +180,35 @@ def evaluate(
         device=device,
     )
     _print_scores(report, json_)
+
+
+@app.command()
+def report(
+    runs: Runs,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Images to look at, labelled or not. [default: those of the training]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file. [default: RUN/report.html; report.html for several runs]"),
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many to look at, at most; 0 for none.")] = 1000,
+    device: Device = None,
+) -> None:
+    """Write a report of a run, or of several side by side, as one HTML file."""
+    from selfsame.report import write_report
+
+    file = write_report(runs, _data(data) if data else None, out=out, images=images, device=device)
+    _say(f"saved      {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def compare(runs: Runs, json_: Json = False) -> None:
+    """Print scores, health and differing recipe keys of runs side by side."""
+    from selfsame.report.compare import print_comparison
+
+    print_comparison(runs, as_json=json_)
 
 
 @app.command()
@@ -337,6 +375,10 @@ def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
 
 def _data(paths: list[str]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else paths
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _say(text: str) -> None:
