@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from selfsame.data import (
     suggest_canvas,
 )
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
+from selfsame.data.place import is_url
 from selfsame.encoder import Encoder, load
 from selfsame.errors import DivergedError, UsageError, unknown
 from selfsame.evals import Data, evaluators, score
@@ -35,7 +37,9 @@ from selfsame.judge import Judge, encoder_of
 from selfsame.parallel import Layout, whole
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
+from selfsame.report import write_report
 from selfsame.run import RunDirectory, environment
+from selfsame.trackers import Trackers
 from selfsame.train import train
 from selfsame.types import Source
 
@@ -73,6 +77,8 @@ def pretrain(
     val: Any = None,
     save_every: int | None = None,
     log_every: int = 10,
+    log: Sequence[str] = (),
+    report: bool = False,
     resume: bool = False,
     accumulate: int = 1,
     parallel: Literal["ddp", "fsdp"] = "ddp",
@@ -104,6 +110,8 @@ def pretrain(
             time, and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
+        log: "wandb", "mlflow": who else gets the numbers. TensorBoard reads the run directory.
+        report: write ``report.html`` at the end.
         resume: continue the run in ``out``, on any number of processes; begin it where there is
             none yet.
         accumulate: micro-batches that each step's batch is taken in, with the gradient of the
@@ -133,6 +141,7 @@ def pretrain(
                     raise UsageError(f"{name} is {count}", tip="it is a number of steps, 1 or more")
             continuing = dist.on_main(lambda: resume and (Path(out) / "recipe.toml").is_file())
             labelled = None if val is None else Data(val).labelled
+            followers = stack.enter_context(Trackers(log))
             run = RunDirectory(out)
             if continuing:
                 run = RunDirectory.open(out)
@@ -151,7 +160,7 @@ def pretrain(
             with dist.agreed():
                 locks = stack.enter_context(run.lock())
                 run = RunDirectory.create(out)
-                run.write_json("run.json", _facts(plan))
+                run.write_json("run.json", _facts(plan, data))
                 run.write("recipe.toml", plan.recipe.to_toml())  # last: it makes the folder a run
         console = Console(run, quiet=quiet)
         console.say(*description)
@@ -165,6 +174,8 @@ def pretrain(
 
         judge = Judge(plan, run, console, labelled)
         stack.enter_context(judge)
+        if dist.is_main():
+            followers.follow(run, plan.recipe, console.say)
         interrupt = Interrupt()
         try:
             steps = train(
@@ -185,7 +196,7 @@ def pretrain(
                 console.say(*judge.verdict(plan.total, diverged=str(error)).lines())
             raise
         (stopped,) = dist.anywhere(interrupt.asked)
-        finished = steps == plan.total and not stopped
+        finished = followers.finished = steps == plan.total and not stopped
         verdict = dist.on_main(lambda: judge.verdict(steps))
         encoder.save(
             run.path,
@@ -197,6 +208,8 @@ def pretrain(
             evaluation=health,
         )
         console.say(*judge.describe(), *_closing(plan, run, steps, finished, health, verdict))
+    if report and dist.is_main():
+        console.say(f"report     {write_report([run.path], data, backbone=plan.module)}")
     return Result(run.path, encoder, steps, finished, health, verdict, interrupt.signal)
 
 
@@ -436,15 +449,28 @@ def _output(path: Path) -> Iterator[Path]:
         ) from None
 
 
-def _facts(plan: Plan) -> dict[str, Any]:
+def _facts(plan: Plan, data: Any) -> dict[str, Any]:
     source = plan.images.source
     return {
         **environment(machine.describe(plan.device)),
         "device": str(plan.device),
         "layout": plan.layout._asdict(),
         "recipe": plan.recipe.hash(),
-        "data": {"images": len(source), "fingerprint": source.fingerprint()},
+        "data": {
+            "images": len(source),
+            "fingerprint": source.fingerprint(),
+            "paths": _paths(data),
+        },
     }
+
+
+def _paths(data: Any) -> list[str] | None:
+    """Where the data is, so that a report finds it; None for what is in memory."""
+    several = data if isinstance(data, list | tuple) else [data]
+    if not all(isinstance(path, str | os.PathLike) for path in several):
+        return None
+    texts = [os.fspath(path) for path in several]
+    return [t if is_url(t) else os.path.abspath(os.path.expanduser(t)) for t in texts]
 
 
 def _closing(

@@ -53,6 +53,7 @@ Model = Annotated[
         "folder of transformers."
     ),
 ]
+Runs = Annotated[list[str], typer.Argument(help="Run directories, finished or not.", metavar="RUN")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: a GPU if there is one]")
 ]
@@ -116,6 +117,10 @@ def pretrain(
         int | None, typer.Option(help="Steps between checkpoints. [default: 10 minutes]")
     ] = None,
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
+    log: Annotated[
+        str, typer.Option(help="Also log to wandb, mlflow; TensorBoard reads the run anyway.")
+    ] = "",
+    report: Annotated[bool, typer.Option("--report", help="Write report.html at the end.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, or begin it.")
     ] = False,
@@ -155,6 +160,8 @@ def pretrain(
         val=val,
         save_every=save_every,
         log_every=log_every,
+        log=_words(log),
+        report=report,
         resume=resume,
         accumulate=accumulate,
         parallel=parallel,  # type: ignore[arg-type]  # checked by pretrain
@@ -167,6 +174,8 @@ def pretrain(
         return
     _say(f"next       selfsame evaluate {out} LABELLED/")
     _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
+    if not report:
+        _say(f"           selfsame report {out}")
 
 
 @app.command()
@@ -223,6 +232,35 @@ def evaluate(
             _say(f"bad        {report['refused']} images cannot be read and count for no score")
         if "cache" in report:
             _say(f"cache      {report['cache']}")
+
+
+@app.command()
+def report(
+    runs: Runs,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Images to look at, labelled or not. [default: those of the training]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file. [default: RUN/report.html; report.html for several runs]"),
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many to look at, at most; 0 for none.")] = 1000,
+    device: Device = None,
+) -> None:
+    """Write a report of a run, or of several side by side, as one HTML file."""
+    from selfsame.report import write_report
+
+    file = write_report(runs, _data(data) if data else None, out=out, images=images, device=device)
+    _say(f"saved      {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def compare(runs: Runs, json_: Json = False) -> None:
+    """Print scores, health and differing recipe keys of runs side by side."""
+    from selfsame.report.compare import print_comparison
+
+    print_comparison(runs, as_json=json_)
 
 
 @app.command()
@@ -418,6 +456,10 @@ def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
 
 def _data(paths: list[str]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else paths
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _say(text: str) -> None:

@@ -151,7 +151,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """Dotted keys at which two recipes differ, ``key: a -> b`` each."""
-    left, right = _flat(a.to_dict()), _flat(b.to_dict())
+    left, right = flat(a.to_dict()), flat(b.to_dict())
     missing = "(unset)"
     return [
         f"{key}: {left.get(key, missing)} -> {right.get(key, missing)}"
@@ -209,17 +209,18 @@ def toml_value(text: str) -> Any:
         return text
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested recipe as one dictionary with dotted keys; the views are numbered."""
     if isinstance(values, dict):
         items = values.items()
     elif isinstance(values, list) and any(isinstance(v, dict) for v in values):
         items = {str(i): v for i, v in enumerate(values)}.items()
     else:
         return {prefix: values}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in items:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _explain(error: ValidationError, method_config: type[MethodConfig]) -> str:

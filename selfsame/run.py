@@ -3,7 +3,8 @@
 recipe.toml            the resolved recipe
 run.json               command, options, versions, hardware, data fingerprint
 metrics.jsonl          one line a logging interval      eval.jsonl   one line an evaluation
-bad_images.jsonl       images that could not be read    log.txt      what was said
+events.out.tfevents.*  both for TensorBoard             log.txt      what was said
+bad_images.jsonl       images that could not be read
 nonfinite.jsonl        steps that were skipped because the loss or the gradient was not finite:
                        ``step`` (steps done, this one included), ``loss`` and ``grad_norm`` (text:
                        "nan", "inf" or a number), and the images of the step: ``index``, their
@@ -23,14 +24,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from selfsame import __version__, dist
+from selfsame import __version__, dist, events
 from selfsame.errors import UsageError
 from selfsame.files import atomic, refused, sync
 from selfsame.lock import locked
@@ -41,6 +42,7 @@ LOCK = "lock"
 UNBORN = {LOCK, "checkpoints", "log.txt", "run.json", ".tmp-run.json", ".tmp-recipe.toml"}
 """What a run may have written before its recipe, without which it is none."""
 ROWS = ("metrics", "eval", "bad_images", "nonfinite")
+FOLLOWED = ("metrics", "eval")  # rows that TensorBoard and other followers get
 
 
 class RunDirectory:
@@ -51,6 +53,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.followers: list[Callable[[str, Sequence[Mapping[str, Any]]], None]] = []
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
@@ -157,6 +160,7 @@ class RunDirectory:
         """
         if not dist.is_main():
             return
+        rows = list(rows)
         lines = [row if isinstance(row, str) else _json(row) for row in rows]
         file = self._file(name)
         try:
@@ -171,6 +175,8 @@ class RunDirectory:
                     raise
         except OSError as error:
             raise refused(str(file), error) from error
+        if name in FOLLOWED:
+            self._tell(name, [row for row in rows if not isinstance(row, str)])
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of ``NAME.jsonl``. A last line cut short by a crash is left out."""
@@ -202,6 +208,11 @@ class RunDirectory:
             if self._file(name).is_file():
                 kept = [row for row in self.rows(name) if row.get("step", 0) <= step]
                 self.write(f"{name}.jsonl", "".join(_json(row) + "\n" for row in kept))
+        found = [events.Event(*scalars(name, row)) for name in FOLLOWED for row in self.rows(name)]
+        try:
+            events.rewrite(self.path, (event for event in found if event.values))
+        except OSError as error:
+            raise refused(str(self.path), error) from error
 
     def add_bad_images(self, found: Iterable[BadImage]) -> None:
         """Record unreadable images, each once."""
@@ -213,6 +224,37 @@ class RunDirectory:
 
     def _file(self, name: str) -> Path:
         return self.path / (f"{name}.txt" if name == "log" else f"{name}.jsonl")
+
+    def _tell(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Give new rows to TensorBoard's file and to whoever follows."""
+        found = (events.Event(*scalars(name, row)) for row in rows)
+        try:
+            events.add(self.path, (event for event in found if event.values))
+        except OSError as error:
+            raise refused(str(self.path), error) from error
+        for follower in self.followers:
+            follower(name, rows)
+
+
+def scalars(name: str, row: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """The step and the numbers of a row of ``NAME.jsonl``, under names for dashboards.
+
+    ``train/loss``; ``eval/health/rankme``; ``eval/model/knn`` and ``eval/raw pixels/knn`` where
+    there are controls.
+    """
+    if name == "metrics":
+        groups = {"train": row}
+    elif isinstance(results := row.get("results"), Mapping):
+        groups = {f"eval/{who}": scores for who, scores in results.items()}
+    else:
+        groups = {f"eval/{row.get('protocol', name)}": row}
+    values = {
+        f"{group}/{key}": float(value)
+        for group, each in groups.items()
+        for key, value in each.items()
+        if key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return int(row.get("step", 0)), values
 
 
 def _cannot_use(path: Path, error: OSError) -> UsageError:

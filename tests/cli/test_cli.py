@@ -34,9 +34,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"selfsame {__version__}\n"
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    for command in ("demo", "pretrain", "evaluate", "embed", "pack", "recipes", "doctor"):
+    commands = ("demo", "pretrain", "evaluate", "report", "compare", "embed", "pack", "recipes")
+    for command in (*commands, "doctor"):
         assert f"\n  {command} " in listed
-    for command in ("demo", "pretrain", "evaluate", "embed", "pack", "recipes", "doctor"):
         assert main([command, "--help"]) == 0
         assert "Usage: selfsame" in capsys.readouterr().out
 
@@ -55,8 +55,8 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
         (
             "pretrian simclr {photos}",
             "error: no such command 'pretrian'\n"
-            "tip: did you mean 'pretrain'? commands: demo, pretrain, evaluate, embed, pack, "
-            "recipes, doctor\n",
+            "tip: did you mean 'pretrain'? commands: demo, pretrain, evaluate, report, "
+            "compare, embed, pack, recipes, doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",
@@ -188,6 +188,33 @@ def test_evaluate_prints_a_table_and_json(
     report = json.loads(capsys.readouterr().out)
     assert report["results"].keys() == {"model", "random init", "raw pixels"}
     assert 0 <= report["results"]["model"]["linear"] <= 1
+
+
+def test_report_and_compare(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run)]) == 0
+    assert matches(capsys.readouterr().err, f"saved      {run / 'report.html'} (* MB)\n")
+    other = tmp_path / "b"
+    arguments = ["pretrain", "simclr", str(photos), "--out", str(other), "--steps", "2", "--report"]
+    assert main([*arguments, "--batch-size", "8", *sets(method__temperature=0.5)]) == 0
+    assert f"report     {other / 'report.html'}\n" in capsys.readouterr().err
+    out = tmp_path / "both.html"
+    assert main(["report", str(run), str(other), "--images", "0", "--out", str(out)]) == 0
+    assert "method.temperature" in out.read_text()
+    capsys.readouterr()
+    assert main(["compare", str(run), str(other)]) == 0
+    table = capsys.readouterr().out
+    for words in ("RankMe", "where the recipes differ", "run  steps  method.temperature"):
+        assert words in table, table
+    assert main(["compare", str(run), str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["differences"]["method.temperature"] == [0.2, 0.5]
+    assert main(["compare", str(run), str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'none'} does not exist\n"
+        "tip: name the folder that pretrain --out wrote\n"
+    )
 
 
 def test_embed_writes_a_file(
