@@ -170,6 +170,7 @@ def test_a_device_that_is_asked_now_and_then_ends_with_the_same_bits(
         asked.append(careful)
         return steps(*args, careful=careful)
 
+    monkeypatch.setattr("selfsame.judge.EVALUATIONS", 1)  # each asks, too
     monkeypatch.setattr(loop, "_train", noted)
     monkeypatch.setattr("selfsame.api.train", partial(loop.train, careful=False))
     go(out=tmp_path / "carefree", quiet=True)

@@ -103,7 +103,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_the_next_run_makes_up_for_it(
 
     for when in (4, 1):  # in the fourth; then again in the one that makes up for it
         with monkeypatch.context() as patch:
-            at(sys.modules["selfsame.api"], "knn", when, interrupted, patch)
+            at(sys.modules["selfsame.evals.online"], "knn", when, interrupted, patch)
             result = go(run, val=VAL, resume=True)
         assert (result.finished, result.steps, told) == (False, 4, [])
         assert steps(run) == ["step-00000004"]

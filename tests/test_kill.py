@@ -58,7 +58,7 @@ def remains(run: Path) -> dict[str, Any]:
     files = ("backbone.safetensors", "card.json", "recipe.toml")
     return {
         "state": list(tensors(state)),
-        "names": sorted(p.name for p in run.iterdir()),
+        "names": sorted(p.name for p in run.iterdir() if not p.name.startswith("events.")),
         "checkpoints": sorted(p.name for p in (run / "checkpoints").iterdir()),
         "metrics": rows(run),
         "eval": evaluations,

@@ -276,7 +276,8 @@ def test_rank_0_judges_for_all_and_lists_the_bad_images_of_all(
     assert first == second
     assert sorted(row["name"] for row in rows(run, "bad_images")) == bad
     protocols = [row["protocol"] for row in rows(run, "eval")]
-    assert protocols == ["knn"] * 6 + ["health"]
+    assert protocols[-2:] == ["health", "verdict"]
+    assert protocols.count("knn") == protocols.count("linear") >= 1
 
 
 class Stopped(Exception):  # noqa: N818

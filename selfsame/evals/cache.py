@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfsame.encoder import Encoder
-from selfsame.files import atomic
+from selfsame.files import atomic, cache_folder
 from selfsame.types import Source
 from selfsame.views.presets import eval_crop
 
@@ -32,12 +31,12 @@ class Cache:
     """Named sets of tensors in a folder, each complete or absent.
 
     Args:
-        folder: where; by default ``default_folder()``. Made when something is written.
+        folder: where; by default ``cache_folder()``. Made when something is written.
         limit: bytes; an entry that is larger is not kept.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = LIMIT) -> None:
-        self.folder = folder or default_folder()
+        self.folder = folder or cache_folder() / "features"
         self.limit = limit
         self.reused = self.computed = 0  # entries, by this object
         self.refused: str | None = None  # why an entry could not be written
@@ -104,19 +103,6 @@ class Cache:
                 continue
             found.append((stat.st_mtime, stat.st_size, file))
         return found
-
-
-def default_folder() -> Path:
-    """``$SELFSAME_CACHE``, else ``selfsame`` where this system keeps the caches of a user."""
-    if named := os.environ.get("SELFSAME_CACHE"):
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "selfsame"
 
 
 def encoder_key(encoder: Encoder) -> str | None:

@@ -247,14 +247,14 @@ def title(key: str) -> str:
     return TITLES.get(key, key.replace("_", " "))
 
 
-def percent(value: float) -> str:
-    """A fraction as per cent."""
-    return f"{100 * value:.1f} %" if math.isfinite(value) else "not finite"
+def percent(value: float | None) -> str:
+    """A fraction as per cent; None stands for what is not finite."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
-def number(value: float) -> str:
-    """A number in as few characters as it needs."""
-    if not math.isfinite(value):
+def number(value: float | None) -> str:
+    """A number in as few characters as it needs; None stands for what is not finite."""
+    if value is None or not math.isfinite(value):
         return "not finite"
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"

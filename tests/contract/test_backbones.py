@@ -71,7 +71,7 @@ def test_it_says_what_it_is(built: tuple[backbones.Backbone, int]) -> None:
     assert len(backbone.norm.mean) == len(backbone.norm.std) == 3
     assert backbone.blocks()
     assert all(isinstance(block, nn.Module) for block in backbone.blocks())
-    assert backbone.can <= {"tokens", "maps", "keep", "replace", "ffn"}
+    assert backbone.can <= {"tokens", "maps", "keep", "replace", "ffn", "layers"}
 
 
 @pytest.mark.parametrize("depth", ["resnet18", "resnet50"])

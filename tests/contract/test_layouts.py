@@ -252,8 +252,10 @@ SHARDED = ("mae", "ibot", "dinov2", "dinov2-centred", "dino", "dino-vit")
 )
 def test_fsdp_is_ddp(options: dict[str, Any], ranks: Ranks, whole: dict[str, Took]) -> None:
     """Weights, gradients and teachers in parts on two processes give what one process gives."""
-    answers = ranks(all_cases, Layout(parallel="fsdp", **options), False, SHARDED, timeout=300)
-    for case in SHARDED:
+    # micro-batches are normalised one by one: not for the ResNet
+    cases = tuple(c for c in SHARDED if not ("accumulate" in options and c == "dino"))
+    answers = ranks(all_cases, Layout(parallel="fsdp", **options), False, cases, timeout=300)
+    for case in cases:
         ours = [answer[case] for answer in answers]
         assert error(ours[0], whole[case]) < BOUND, case
         assert ours[0].digests == ours[1].digests

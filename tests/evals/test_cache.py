@@ -14,7 +14,8 @@ from selfsame import backbones
 from selfsame.data.arrays import ArraySource
 from selfsame.encoder import Encoder
 from selfsame.evals import Subject
-from selfsame.evals.cache import Cache, default_folder, encoder_key, entry_key
+from selfsame.evals.cache import Cache, encoder_key, entry_key
+from selfsame.files import cache_folder
 from selfsame.recipe import BackboneConfig
 from selfsame.types import Norm
 
@@ -123,8 +124,8 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SELFSAME_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("SELFSAME_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr("sys.platform", "linux")
-    assert default_folder() == tmp_path / "xdg" / "selfsame"
+    assert cache_folder() == tmp_path / "xdg" / "selfsame"
