@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ def go(out: Path, *, resume: bool = False, **options: Any) -> Any:
         quiet=True,
         **options,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _time_for_every_evaluation() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfsame.evals.online.FREE", 1e9)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +127,7 @@ def test_a_signal_in_the_last_evaluation_leaves_the_run_unfinished(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop = partial(signal.raise_signal, signal.SIGTERM)
-        at(sys.modules["selfsame.api"], "knn", STEPS, stop, patch)
+        at(sys.modules["selfsame.evals.online"], "knn", STEPS, stop, patch)
         result = go(run, val=VAL)
     assert (result.finished, result.steps) == (False, STEPS)
     assert go(run, val=VAL, resume=True).finished
