@@ -42,6 +42,7 @@ from selfsame.run import RunDirectory, environment
 from selfsame.trackers import Trackers
 from selfsame.train import train
 from selfsame.types import Source
+from selfsame.views.native import kernel
 
 PACK_VIEW = 224  # pixels: the side of views that a pack is made for by default
 
@@ -455,6 +456,7 @@ def _facts(plan: Plan, data: Any) -> dict[str, Any]:
         **environment(machine.describe(plan.device)),
         "device": str(plan.device),
         "layout": plan.layout._asdict(),
+        "views": "compiled" if plan.device.type == "cpu" and kernel() else "operations",
         "recipe": plan.recipe.hash(),
         "data": {
             "images": len(source),

@@ -15,7 +15,18 @@ ROOT = Path(selfsame.__file__).parent
 # lowest first; modules on one floor may import each other only inside one package
 FLOORS = [
     {"errors", "config"},
-    {"files", "lock", "interrupt", "rng", "dist", "schedule", "machine", "views.spec", "types"},
+    {
+        "lookup",
+        "files",
+        "lock",
+        "interrupt",
+        "rng",
+        "dist",
+        "schedule",
+        "machine",
+        "views.spec",
+        "types",
+    },
     {"optim", "data", "events"},
     {"recipe", "views"},
     {"nn", "checkpoint", "run"},

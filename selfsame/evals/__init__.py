@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 
 from pydantic import ValidationError
 
-from selfsame.errors import UsageError, nearest, unknown
+from selfsame.errors import UsageError, nearest
 from selfsame.evals.evaluator import Evaluator, Scores
 from selfsame.evals.health import (
     align,
@@ -24,6 +23,7 @@ from selfsame.evals.interval import bootstrap_interval
 from selfsame.evals.knn import knn, knn_scores
 from selfsame.evals.linear import LinearProbe, fit_logistic, fit_probe, linear
 from selfsame.evals.subject import Data, Subject
+from selfsame.lookup import find_class
 from selfsame.recipe import toml_value
 
 __all__ = [
@@ -72,22 +72,7 @@ def find(name: str) -> type[Evaluator]:
     Raises:
         UsageError: no such protocol, or a module that cannot be imported.
     """
-    target = EVALUATORS.get(name, name if ":" in name else None)
-    if target is None:
-        raise unknown("protocol", name, EVALUATORS)
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"cannot load the protocol '{name}': {error}",
-            tip="write module:Class, with the module on Python's path",
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Evaluator)):
-        raise UsageError(
-            f"'{name}' is no Evaluator", tip="name a subclass of selfsame.evals.Evaluator"
-        )
-    return found
+    return find_class("protocol", name, EVALUATORS, Evaluator)
 
 
 def evaluators(names: Sequence[str], settings: Iterable[str] = ()) -> dict[str, Evaluator]:

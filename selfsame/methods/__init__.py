@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from selfsame.errors import UsageError, unknown
+from selfsame.lookup import find_class
 from selfsame.recipe import SCALES, Recipe, parse, read_toml
 from selfsame.types import Method
 
@@ -41,20 +41,7 @@ def find(name: str) -> type[Method]:
     Raises:
         UsageError: no such method, or a module that cannot be imported.
     """
-    target = METHODS.get(name, name if ":" in name else None)
-    if target is None:
-        raise unknown("method", name, METHODS)
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"cannot load the method '{name}': {error}",
-            tip="write module:Class, with the module on Python's path",
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UsageError(f"'{name}' is no Method", tip="name a subclass of selfsame.types.Method")
-    return found
+    return find_class("method", name, METHODS, Method)
 
 
 def module_of(name: str) -> ModuleType:
