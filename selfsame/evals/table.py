@@ -25,9 +25,7 @@ def print_table(report: Mapping[str, Any]) -> None:
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(report["model"]),
-        caption=Text(f"{LEGEND}\n{report['data']}"),
         title_justify="left",
-        caption_justify="left",
     )
     table.add_column("")
     for name in results:
@@ -36,7 +34,10 @@ def print_table(report: Mapping[str, Any]) -> None:
         style = None if key in headlines else "dim"
         cells = (Text(cell(scores, key)) for scores in results.values())
         table.add_row(Text(label(key, key in headlines)), *cells, style=style)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(Text(LEGEND, style="dim"))  # below, as a caption would be as narrow as the table
+    console.print(Text(report["data"], style="dim"))
 
 
 def cell(scores: Scores, key: str) -> str:

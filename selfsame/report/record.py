@@ -97,9 +97,10 @@ class Record:
         return next((row for row in reversed(self.evals) if row["protocol"] == "verdict"), None)
 
     @property
-    def health(self) -> Row:
-        """The newest label-free health; empty where it was not measured."""
-        return next((row for row in reversed(self.evals) if row["protocol"] == "health"), {})
+    def health(self) -> dict[str, float]:
+        """The numbers of the newest label-free health; empty where it was not measured."""
+        rows = (row for row in reversed(self.evals) if row["protocol"] == "health")
+        return numbers(next(rows, {}))
 
     def settings(self) -> dict[str, Any]:
         """The recipe with dotted keys, without its words about itself."""
@@ -231,6 +232,10 @@ TITLES = {
     "rankme": "RankMe (effective rank)",
     "feature_std": "feature deviation",
     "feature_std_reference": "its reference, 1/sqrt(d)",
+    "spread": "deviation of projections (1: isotropic, 0: collapsed)",
+    "information": "information of prototypes about images, nats",
+    "teacher_entropy": "teacher entropy, nats",
+    "negatives": "entropy over negatives (1: all alike)",
     "alpha_req": "alpha-ReQ",
     "lidar": "LiDAR",
     "alignment": "alignment",
