@@ -8,7 +8,8 @@ from typing import Any
 from selfsame.evals import EVALUATORS, find
 from selfsame.evals.evaluator import Scores
 
-LEGEND = "in %; in brackets the 95 % interval over test images; ± the deviation over draws"
+LEGEND = "in %; in brackets the 95 % interval over test images"
+DRAWS = "; ± the deviation over draws"
 SUFFIXES = ("_interval", "_std")  # of values that stand beside another one
 
 
@@ -36,7 +37,9 @@ def print_table(report: Mapping[str, Any]) -> None:
         table.add_row(Text(label(key, key in headlines)), *cells, style=style)
     console = Console(highlight=False)
     console.print(table)
-    console.print(Text(LEGEND, style="dim"))  # below, as a caption would be as narrow as the table
+    drawn = any(key.endswith("_std") for each in results.values() for key in each)
+    legend = LEGEND + (DRAWS if drawn else "")
+    console.print(Text(legend, style="dim"))  # below, as a caption would be as narrow as the table
     console.print(Text(report["data"], style="dim"))
 
 

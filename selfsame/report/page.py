@@ -236,19 +236,10 @@ def _table(table: Table) -> Html:
             scroll("All numbers", tag("table", tag("tr", tag("td"), *names), *lines)),
         )
     caption = f"{table.protocol.replace(',', ', ')} at step {table.step:,}; {table.data}"
+    scores = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="scores")
     return join(
-        scroll(
-            "Scores",
-            tag(
-                "table",
-                tag("caption", caption),
-                tag("thead", tag("tr", *head)),
-                tag("tbody", *rows),
-                class_="scores",
-            ),
-        )
-        if headlines
-        else tag("p", caption, class_="muted"),
+        tag("p", caption, class_="muted small"),  # no <caption>: it would be as wide as the table
+        scroll("Scores", scores) if headlines else None,
         more,
     )
 

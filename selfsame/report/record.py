@@ -129,7 +129,8 @@ class Record:
     def scores(self) -> dict[str, Score]:
         """The newest value of each headline of the model.
 
-        Those of ``evaluate``; where there are none, what was measured during the run.
+        Those of ``evaluate``; where there are none, what was measured during the run. kNN and the
+        linear probe come first, whatever was asked for last.
         """
         found: dict[str, Score] = {}
         for table in self.tables():
@@ -141,7 +142,8 @@ class Record:
             protocol = row["protocol"]
             if "results" not in row and isinstance(row.get(protocol), int | float):
                 found.setdefault(protocol, _score(row, protocol))
-        return found
+        usual = [key for key in ("knn", "linear") if key in found]
+        return {key: found[key] for key in dict.fromkeys([*usual, *found])}
 
 
 def read(paths: Sequence[str | Path]) -> list[Record]:
@@ -226,6 +228,11 @@ TITLES = {
     "knn": "kNN (k=20)",
     "knn_top5": "kNN, top 5",
     "linear": "linear probe",
+    "retrieval": "retrieval mAP",
+    "cluster": "cluster accuracy",
+    "cluster_nmi": "NMI",
+    "cluster_ari": "ARI",
+    "copies": "copies mAP",
     "loss": "loss",
     "lr": "learning rate",
     "grad_norm": "gradient norm",

@@ -232,6 +232,7 @@ def test_protocols_that_come_later_show_too(run: Path, tmp_path: Path) -> None:
         assert words in text
     scores = compare([new])["runs"][0]["scores"]
     assert scores["segment"] == {"value": 0.5, "interval": (0.4, 0.6)}
+    assert next(iter(scores)) == "knn"
     assert scores["probe"] == {"value": 0.75, "interval": None}
 
 
@@ -364,6 +365,7 @@ def test_noise_is_no_trend_and_rare_points_are_marked() -> None:
     assert drawn.count("l.01 0") == 3  # where the line begins, and a dot each
     many = str(chart("loss", [Line(0, [(i, float(i)) for i in range(13)])], ["a"]))
     assert "dots" not in many
+
 
 def test_long_runs_keep_their_spikes() -> None:
     points = [(step, 1.0) for step in range(100_000)]
