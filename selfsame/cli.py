@@ -213,6 +213,9 @@ def evaluate(
     Beside it stand controls that learnt nothing: random weights and raw pixels. segment takes
     images/PART/x.jpg with masks/PART/x.png; copies needs no labels.
     """
+    # read when PyTorch is imported: threads that spin while they wait take the cores from each
+    # other where the machine is busy, and a probe waits thousands of times
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import selfsame
 
     report = selfsame.evaluate(

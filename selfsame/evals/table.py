@@ -8,7 +8,8 @@ from typing import Any
 from selfsame.evals import EVALUATORS, find
 from selfsame.evals.evaluator import Scores
 
-LEGEND = "in %; in brackets the 95 % interval over test images; ± the deviation over draws"
+LEGEND = "in %; in brackets the 95 % interval over test images"
+DRAWS = "; ± the deviation over draws"
 SUFFIXES = ("_interval", "_std")  # of values that stand beside another one
 
 
@@ -25,9 +26,7 @@ def print_table(report: Mapping[str, Any]) -> None:
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(report["model"]),
-        caption=Text(f"{LEGEND}\n{report['data']}"),
         title_justify="left",
-        caption_justify="left",
     )
     table.add_column("")
     for name in results:
@@ -36,7 +35,12 @@ def print_table(report: Mapping[str, Any]) -> None:
         style = None if key in headlines else "dim"
         cells = (Text(cell(scores, key)) for scores in results.values())
         table.add_row(Text(label(key, key in headlines)), *cells, style=style)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    drawn = any(key.endswith("_std") for each in results.values() for key in each)
+    legend = LEGEND + (DRAWS if drawn else "")
+    console.print(Text(legend, style="dim"))  # below, as a caption would be as narrow as the table
+    console.print(Text(report["data"], style="dim"))
 
 
 def cell(scores: Scores, key: str) -> str:

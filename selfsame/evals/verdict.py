@@ -35,7 +35,12 @@ class Verdict(NamedTuple):
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        wrap = textwrap.TextWrapper(100, initial_indent=" " * 11, subsequent_indent=" " * 11)
+        wrap = textwrap.TextWrapper(
+            80,
+            initial_indent=" " * 11,
+            subsequent_indent=" " * 11,
+            break_on_hyphens=False,
+        )
         return [
             f"verdict    {self.headline}",
             *wrap.wrap(self.reason),

@@ -54,8 +54,8 @@ def print_comparison(runs: Sequence[str | Path], *, as_json: bool = False) -> No
     keys = list(dict.fromkeys(key for each in scores for key in each))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", no_wrap=True)
-    for head in ("steps", "time", "verdict", "RankMe"):
-        table.add_column(head, justify="left" if head == "verdict" else "right")
+    for head in ("steps", "time", "RankMe"):
+        table.add_column(head, justify="right")
     for key in keys:
         table.add_column(title(key), justify="right")
     for record, own in zip(records, scores, strict=True):
@@ -67,13 +67,19 @@ def print_comparison(runs: Sequence[str | Path], *, as_json: bool = False) -> No
             Text(record.name),
             Text(_steps(record)),
             duration(record.seconds),
-            Text(_verdict(record)),
             number(record.health["rankme"]) if "rankme" in record.health else "-",
             *(
                 Text(_score(own, key), style="bold" if first and len(records) > 1 else "")
                 for key, first in zip(keys, best, strict=True)
             ),
         )
+    verdicts = Table(box=None, pad_edge=False, header_style="bold")
+    verdicts.add_column("run", no_wrap=True)
+    verdicts.add_column("verdict")
+    for record in records:
+        verdicts.add_row(Text(record.name), Text(_verdict(record)))
+    console.print(verdicts)
+    console.print()
     console.print(table)
     found = differences(records)
     if not found:
@@ -107,7 +113,7 @@ def _facts(record: Record) -> dict[str, Any]:
         "verdict": None
         if verdict is None
         else {k: verdict.get(k) for k in ("state", "kind", "reason", "cause", "tip")},
-        "health": {key: _finite(value) for key, value in words.numbers(record.health).items()},
+        "health": {key: _finite(value) for key, value in record.health.items()},
         "scores": {
             key: {"value": _finite(score.value), "interval": score.interval}
             for key, score in record.scores().items()
@@ -128,7 +134,9 @@ def _verdict(record: Record) -> str:
     found = record.verdict
     if found is None:
         return "-"
-    return f"{found.get('state')}" + (f" ({found['kind']})" if found.get("kind") else "")
+    kind = f" ({found['kind']})" if found.get("kind") else ""
+    cause = f", likely cause: {found['cause']}" if found.get("cause") else ""
+    return f"{found.get('state')}{kind}{cause}"
 
 
 def _score(scores: dict[str, words.Score], key: str) -> str:

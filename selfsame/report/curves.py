@@ -18,6 +18,8 @@ Point = tuple[float, float]
 POINTS = 240  # of a line; beyond, each stretch keeps its lowest and its highest
 COLORS = 10  # of the style sheet; then lines are dashed
 WIDTH, HEIGHT = 1000.0, 400.0  # of the drawing, in its own units
+SPAN = 0.2  # of the largest value: the least that an axis shows, or noise would look like a trend
+FEW = 12  # points of a line up to which each of them is marked
 LOGARITHMIC = 50.0  # ratio of the largest to the median value from which an axis is logarithmic
 
 
@@ -46,7 +48,7 @@ def chart(title: str, lines: Sequence[Line], names: Sequence[str], note: str = "
         nothing = "Not one value is finite." if lost else "Nothing was recorded."
         return tag("figure", tag("h3", title), tag("p", nothing, class_="muted"), class_="chart")
     x = Axis.of([0.0, *(p[0] for p in finite)])
-    y = Axis.of([p[1] for p in finite], logarithmic=True)
+    y = Axis.of([p[1] for p in finite], logarithmic=True, span=SPAN)
     paths = [
         tag(
             "path",
@@ -55,6 +57,11 @@ def chart(title: str, lines: Sequence[Line], names: Sequence[str], note: str = "
             data_run=line.run,
         )
         for line in lines
+    ]
+    paths += [
+        tag("path", d=_dots(line.points, x, y), class_=f"{_look(line)} dots", data_run=line.run)
+        for line in lines
+        if 1 < len(line.points) <= FEW
     ]
     grid = [
         tag("line", x1=0, x2=WIDTH, y1=_n(HEIGHT * (1 - at)), y2=_n(HEIGHT * (1 - at)))
@@ -124,8 +131,11 @@ class Axis(NamedTuple):
     ticks: list[tuple[float, str]]  # position in 0..1 and label
 
     @classmethod
-    def of(cls, values: Sequence[float], *, logarithmic: bool = False) -> Axis:
-        """The axis of finite values; logarithmic only where they ask for it."""
+    def of(cls, values: Sequence[float], *, logarithmic: bool = False, span: float = 0.0) -> Axis:
+        """The axis of finite values; logarithmic only where they ask for it.
+
+        It shows at least a share ``span`` of the largest value around their middle.
+        """
         low, high = min(values), max(values)
         middle = sorted(values)[len(values) // 2]
         if logarithmic and low > 0 and high / middle > LOGARITHMIC:
@@ -136,6 +146,9 @@ class Axis(NamedTuple):
             return axis._replace(ticks=[(axis.at(mark), f"{mark:g}") for mark in marks])
         if low == high:
             low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+        missing = span * max(abs(low), abs(high)) - (high - low)
+        if missing > 0:
+            low, high = low - missing / 2, high + missing / 2
         unit = _unit((high - low) / 5)
         first, last = math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9)
         axis = cls(low, high, False, [])
@@ -189,6 +202,12 @@ def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
         commands.append(f"L{at}" if pen else f"M{at}l.01 0")
         pen = True
     return "".join(commands)
+
+
+def _dots(points: Sequence[Point], x: Axis, y: Axis) -> str:
+    """Commands of an SVG path with a dash of no length, a round dot, at each finite point."""
+    fine = [p for p in points if math.isfinite(p[1])]
+    return "".join(f"M{_n(WIDTH * x.at(s))} {_n(HEIGHT * (1 - y.at(v)))}l.01 0" for s, v in fine)
 
 
 def _label(at: float, text: str, side: str) -> Html:

@@ -25,6 +25,7 @@ MANY = 20  # classes beyond which a confusion matrix is a list of its largest en
 BAD = 100  # bad images that are listed
 SPEED = ("images_per_second", "waiting")
 FIRST = ("loss", "lr", "grad_norm")
+OWN = ("spread", "information", "teacher_entropy", "negatives")  # what a verdict reads of a method
 HEALTH = ("rankme", "feature_std")
 ASIDE = ("epoch", "step", "dim", "feature_std_reference", "images", "weight_decay")
 
@@ -235,19 +236,10 @@ def _table(table: Table) -> Html:
             scroll("All numbers", tag("table", tag("tr", tag("td"), *names), *lines)),
         )
     caption = f"{table.protocol.replace(',', ', ')} at step {table.step:,}; {table.data}"
+    scores = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="scores")
     return join(
-        scroll(
-            "Scores",
-            tag(
-                "table",
-                tag("caption", caption),
-                tag("thead", tag("tr", *head)),
-                tag("tbody", *rows),
-                class_="scores",
-            ),
-        )
-        if headlines
-        else tag("p", caption, class_="muted"),
+        tag("p", caption, class_="muted small"),  # no <caption>: it would be as wide as the table
+        scroll("Scores", scores) if headlines else None,
         more,
     )
 
@@ -364,10 +356,11 @@ def curves(records: Sequence[Record]) -> Html:
 
     first = [
         *charts(trained, FIRST),
+        *charts(trained, [key for key in OWN if _known(trained, key)]),
         *charts(healthy, [key for key in HEALTH if _known(healthy, key)]),
         *charts(judged, [key for key in ("knn", "linear") if _known(judged, key)]),
     ]
-    shown = {*FIRST, *HEALTH, *ASIDE, *SPEED, "knn", "linear"}
+    shown = {*FIRST, *OWN, *HEALTH, *ASIDE, *SPEED, "knn", "linear"}
     rest = [
         *charts(trained, [key for key in _keys(trained) if key not in shown]),
         *charts(healthy, [key for key in _keys(healthy) if key not in shown]),

@@ -97,9 +97,10 @@ class Record:
         return next((row for row in reversed(self.evals) if row["protocol"] == "verdict"), None)
 
     @property
-    def health(self) -> Row:
-        """The newest label-free health; empty where it was not measured."""
-        return next((row for row in reversed(self.evals) if row["protocol"] == "health"), {})
+    def health(self) -> dict[str, float]:
+        """The numbers of the newest label-free health; empty where it was not measured."""
+        rows = (row for row in reversed(self.evals) if row["protocol"] == "health")
+        return numbers(next(rows, {}))
 
     def settings(self) -> dict[str, Any]:
         """The recipe with dotted keys, without its words about itself."""
@@ -128,7 +129,8 @@ class Record:
     def scores(self) -> dict[str, Score]:
         """The newest value of each headline of the model.
 
-        Those of ``evaluate``; where there are none, what was measured during the run.
+        Those of ``evaluate``; where there are none, what was measured during the run. kNN and the
+        linear probe come first, whatever was asked for last.
         """
         found: dict[str, Score] = {}
         for table in self.tables():
@@ -140,7 +142,8 @@ class Record:
             protocol = row["protocol"]
             if "results" not in row and isinstance(row.get(protocol), int | float):
                 found.setdefault(protocol, _score(row, protocol))
-        return found
+        usual = [key for key in ("knn", "linear") if key in found]
+        return {key: found[key] for key in dict.fromkeys([*usual, *found])}
 
 
 def read(paths: Sequence[str | Path]) -> list[Record]:
@@ -225,12 +228,21 @@ TITLES = {
     "knn": "kNN (k=20)",
     "knn_top5": "kNN, top 5",
     "linear": "linear probe",
+    "retrieval": "retrieval mAP",
+    "cluster": "cluster accuracy",
+    "cluster_nmi": "NMI",
+    "cluster_ari": "ARI",
+    "copies": "copies mAP",
     "loss": "loss",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "rankme": "RankMe (effective rank)",
     "feature_std": "feature deviation",
     "feature_std_reference": "its reference, 1/sqrt(d)",
+    "spread": "deviation of projections (1: isotropic, 0: collapsed)",
+    "information": "information of prototypes about images, nats",
+    "teacher_entropy": "teacher entropy, nats",
+    "negatives": "entropy over negatives (1: all alike)",
     "alpha_req": "alpha-ReQ",
     "lidar": "LiDAR",
     "alignment": "alignment",

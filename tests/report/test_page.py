@@ -20,7 +20,8 @@ from selfsame import plan as planning
 from selfsame.backbones.resnet import IMAGENET
 from selfsame.errors import RunError, UsageError
 from selfsame.report import compare, write_report
-from selfsame.report.curves import Line, chart
+from selfsame.report.compare import print_comparison
+from selfsame.report.curves import Axis, Line, chart
 from selfsame.report.html import VOID, data, tag
 from selfsame.report.look import look, scale_for
 from selfsame.report.record import read
@@ -158,7 +159,7 @@ def test_a_vit_shows_attention_and_what_it_hides(vit_run: Path, photos: Path) ->
     assert "Attention: of all tokens on average to the patches" in text
     assert "PCA: the first three principal components of the last 4 x 4 tokens" in text
     assert "global, masked" in text
-    assert "No verdict is recorded for this run" in text
+    assert "Too early to tell" in text
     assert "No evaluation with labels is recorded" in text
     (record,) = read([vit_run])
     found = look(record, photos, scale_for(1, 50))
@@ -231,6 +232,7 @@ def test_protocols_that_come_later_show_too(run: Path, tmp_path: Path) -> None:
         assert words in text
     scores = compare([new])["runs"][0]["scores"]
     assert scores["segment"] == {"value": 0.5, "interval": (0.4, 0.6)}
+    assert next(iter(scores)) == "knn"
     assert scores["probe"] == {"value": 0.75, "interval": None}
 
 
@@ -332,7 +334,37 @@ def test_several_runs_side_by_side(run: Path, vit_run: Path, tmp_path: Path) -> 
     assert found["differences"]["seed"] == [0, 0, *range(1, 13)]
     assert found["runs"][0]["steps"] == found["runs"][0]["total"] == 4
     assert found["runs"][0]["verdict"]["state"] == "still improving"
-    assert found["runs"][1]["verdict"] is None
+    assert found["runs"][1]["verdict"]["state"] == "too early to tell"
+
+
+def test_a_run_without_a_verdict(vit_run: Path, tmp_path: Path) -> None:
+    old = copy(vit_run, tmp_path / "old")
+    (old / "eval.jsonl").unlink()
+    assert "No verdict is recorded for this run" in outline(write_report([old], images=0)).text
+    assert compare([old])["runs"][0]["verdict"] is None
+
+
+def test_the_terminal_names_the_cause_first_and_fits_80_columns(
+    run: Path, vit_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = copy(run, tmp_path / "bad")
+    add_verdict(bad, "collapsed", kind="complete", cause="stop-gradient")
+    print_comparison([bad, vit_run])
+    verdicts, scores, _ = capsys.readouterr().out.split("\n\n")
+    assert "bad  collapsed (complete), likely cause: stop-gradient" in verdicts
+    assert max(map(len, [*verdicts.splitlines(), *scores.splitlines()])) <= 80
+
+
+def test_noise_is_no_trend_and_rare_points_are_marked() -> None:
+    flat = Axis.of([18.6, 18.8], span=0.2)
+    assert flat.high - flat.low == pytest.approx(0.2 * 18.8)
+    assert flat.at(18.7) == pytest.approx(0.5)
+    steep = Axis.of([18.6, 45.9], span=0.2)
+    assert (steep.low, steep.high) == (18.6, 45.9)
+    drawn = str(chart("RankMe", [Line(0, [(0, 18.6), (300, 18.8)])], ["a"]))
+    assert drawn.count("l.01 0") == 3  # where the line begins, and a dot each
+    many = str(chart("loss", [Line(0, [(i, float(i)) for i in range(13)])], ["a"]))
+    assert "dots" not in many
 
 
 def test_long_runs_keep_their_spikes() -> None:
