@@ -38,7 +38,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import util
 from itertools import groupby
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
@@ -90,8 +89,10 @@ CASES = [
     Case("two views at 224 of 256 in memory", SQUARE, SIMCLR, 192, 32),
     Case("two views at 32 in memory", TINY, SMALL, 4096, 256),
 ]
-if util.find_spec("selfsame.data.pack"):
-    CASES.append(Case("two views at 224 of 500x375, packed", PHOTO, SIMCLR, 192, 32, True))
+CASES += [
+    Case("two views at 224 of 500x375, packed", PHOTO, SIMCLR, 192, 32, True),
+    Case("two views at 224 of 1600x1200, packed", LARGE, SIMCLR, 96, 16, True),
+]
 
 
 def picture(rng: np.random.Generator, tiles: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -119,10 +120,8 @@ def make_data(folder: Path, quick: bool) -> None:
     np.save(folder / TINY, tiles)
     square = [np.asarray(picture(rng, tiles, (256, 256))) for _ in range(256)]
     np.save(folder / SQUARE, np.stack(square))
-    if util.find_spec("selfsame.data.pack"):
-        selfsame.pack(
-            folder / PHOTO, folder / f"{PHOTO}.pack", canvas=CANVAS, encode="raw", quiet=True
-        )
+    for name in (PHOTO, LARGE):
+        selfsame.pack(folder / name, folder / f"{name}.pack", canvas=CANVAS, quiet=True)
 
 
 # The contestants: each takes (case, its pictures, workers), starts its workers, and gives batches.

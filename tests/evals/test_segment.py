@@ -239,16 +239,17 @@ def unpack(name: str, to: Path) -> Path:
 
 @pytest.mark.slow
 def test_nuclei_and_land_are_found_from_pixels(tmp_path: Path) -> None:
-    """The control alone, whose numbers no seed changes (measured: 0, 1 and 2).
+    """The control alone, whose numbers no seed changes (nuclei: 0 to 2, aerial: 0 and 1).
 
     Mean IoU of everything guessed as the commonest class, of the linear head and of neighbours:
-    nuclei .426, .613 (foreground .358), .787; aerial .076, .342, .356. Each bar is half way.
+    nuclei .426, .613 (foreground .358), .787; aerial .076, .342, .356. The bars are half way
+    or above.
     """
     subject = Subject(pixels(), centred=True)
     nuclei = unpack("nuclei-dsb2018.tar", tmp_path / "nuclei")
     scores = score(subject, Data(str(nuclei)), evaluators(["segment"]).values())
-    assert scores["segment_iou/foreground"] > 0.18
-    assert scores["segment"] > 0.52
+    assert scores["segment_iou/foreground"] > 0.3
+    assert scores["segment"] > 0.55
     assert scores["segment_knn"] > 0.61
     aerial = unpack("dubai-aerial-seg.tar", tmp_path / "aerial")
     data = Data(str(aerial))
