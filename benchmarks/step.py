@@ -32,10 +32,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +48,7 @@ from selfsame import accumulate, machine, methods, optim, plan
 from selfsame.plan import Choices
 from selfsame.recipe import with_settings
 
+CEILING = "ceiling"  # stands for a contestant, and measures the machine
 RUN = 10_000  # steps that a step is one of
 
 
@@ -63,16 +62,6 @@ class Case:
     batch: int
     sizes: tuple[int, ...]  # of the views, pixels
     asked: bool = False  # left out unless its title is asked for
-
-    def settings(self, precision: str) -> list[str]:
-        """What differs from the paper's recipe."""
-        found = [f"backbone.name={self.network}", f"batch_size={self.batch}", f"steps={RUN}"]
-        found.append(f"precision={precision}")
-        if self.method == "simclr":  # lightly's examples have no LARS
-            found += ["optim.name=sgd"]
-        if self.method == "dino":  # their crops
-            found += ["views.2.count=8"]
-        return found
 
 
 CASES = [
@@ -88,10 +77,15 @@ def ours(precision: str, case: Case) -> Step:
     """A step of the training loop, `selfsame.train`, without its data and its files."""
     size = case.sizes[0]
     base = methods.recipe(case.method, "paper", size)
-    views = [view.model_copy(update={"count": 8}) if view.name == "local" else view
-             for view in base.views]
-    settings = [each for each in case.settings(precision) if not each.startswith("views")]
-    recipe = with_settings(base.model_copy(update={"views": tuple(views)}), settings)
+    locals_ = {"count": len(case.sizes) - 2}
+    views = tuple(
+        view.model_copy(update=locals_) if view.name == "local" else view for view in base.views
+    )
+    settings = [f"backbone.name={case.network}", f"batch_size={case.batch}", f"steps={RUN}"]
+    settings += [f"precision={precision}"]
+    if case.method == "simclr":
+        settings += ["optim.name=sgd"]  # as the peers have it, who have no LARS
+    recipe = with_settings(base.model_copy(update={"views": views}), settings)
     nothing = np.broadcast_to(np.uint8(7), (4 * case.batch, size, size, 3))
     made = plan.make(case.method, nothing, Choices(recipe=recipe), "cpu")
     made.images.close()
@@ -100,15 +94,13 @@ def ours(precision: str, case: Case) -> Step:
     optimizer = optim.build(method, recipe.optim, case.batch)
     peak = optim.scaled_lr(recipe.optim, case.batch)
     autocast = partial(machine.autocast, made.device, recipe.precision)
-    sides = {"global": case.sizes[0], "local": case.sizes[-1]}
     given: dict[str, torch.Tensor] = {}
-    for name, side in sides.items():
+    for name, side in zip(("global", "local"), dict.fromkeys(case.sizes), strict=False):
         count = case.sizes.count(side)
-        if name == "global" or side != case.sizes[0]:
-            x = torch.randn(count * case.batch, 3, side, side)
-            x = x.contiguous(memory_format=torch.channels_last)  # as the views are made
-            given[name] = x.unflatten(0, (count, case.batch))
-    index, done = torch.arange(case.batch), 2 * RUN // 10  # past the warm-up and the rests
+        x = torch.randn(count * case.batch, 3, side, side)
+        x = x.contiguous(memory_format=torch.channels_last)  # as the views are made
+        given[name] = x.unflatten(0, (count, case.batch))
+    index, done = torch.arange(case.batch), RUN // 5  # past the last layer's rest
 
     def step() -> None:
         nonlocal done
@@ -254,9 +246,6 @@ def compete(
     return rows
 
 
-CEILING = "ceiling"
-
-
 def profile(case: Case) -> None:
     """Where the CPU time of our step goes, operator by operator."""
     from torch.profiler import ProfilerActivity
@@ -271,34 +260,29 @@ def profile(case: Case) -> None:
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """The tables, for people."""
-    console = Console()
-    base = "lightly" if any("cpu_to_lightly" in row for row in rows) else "plain"
-    for title, group in groupby(rows, key=itemgetter("case")):
-        found = list(group)
-        table = Table(
-            title=f"{title}, batch {found[0]['batch']}, "
-            f"{found[0]['gflop_per_image']:g} GFLOP an image",
-            title_justify="left",
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """The table of a case, for people."""
+    first = rows[0]
+    base = "lightly" if "cpu_to_lightly" in first else "plain"
+    title = f"{first['case']}, batch {first['batch']}, {first['gflop_per_image']:g} GFLOP an image"
+    table = Table(title=title, title_justify="left")
+    table.add_column("contestant")
+    columns = ("per CPU s", f"to {base}", "to plain", "per s", f"to {base}", "peak, MiB")
+    for column in (*columns, "GFLOP/s", "of ceiling"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["contestant"],
+            f"{row['cpu_rate']:,.2f}",
+            f"{row[f'cpu_to_{base}']:.2f}",
+            f"{row['cpu_to_plain']:.2f}",
+            f"{row['wall_rate']:,.2f}",
+            f"{row[f'wall_to_{base}']:.2f}",
+            f"{row['peak_mib']:,}",
+            f"{row['gflop_per_cpu_s']:,.0f}",
+            f"{row['of_ceiling']:.0%} of {row['ceiling_gflop_per_cpu_s']:,.0f}",
         )
-        table.add_column("contestant")
-        columns = ("per CPU s", f"to {base}", "to plain", "per s", f"to {base}", "peak, MiB")
-        for column in (*columns, "GFLOP/s", "of ceiling"):
-            table.add_column(column, justify="right")
-        for row in found:
-            table.add_row(
-                row["contestant"],
-                f"{row['cpu_rate']:,.2f}",
-                f"{row[f'cpu_to_{base}']:.2f}",
-                f"{row['cpu_to_plain']:.2f}",
-                f"{row['wall_rate']:,.2f}",
-                f"{row[f'wall_to_{base}']:.2f}",
-                f"{row['peak_mib']:,}",
-                f"{row['gflop_per_cpu_s']:,.0f}",
-                f"{row['of_ceiling']:.0%} of {row['ceiling_gflop_per_cpu_s']:,.0f}",
-            )
-        console.print(table)
+    Console(width=120).print(table)
 
 
 def main() -> None:
@@ -324,8 +308,9 @@ def main() -> None:
     settings = {"rounds": rounds, "steps": steps, "threads": options.threads}
     result: dict[str, Any] = {"about": about() | settings, "rows": []}
     for case in cases:
-        result["rows"] += compete(case, names, rounds, steps, options.threads)
-    show(result["rows"])
+        rows = compete(case, names, rounds, steps, options.threads)
+        show(rows)
+        result["rows"] += rows
     write("step", result, keep=not (options.quick or options.cases))
 
 

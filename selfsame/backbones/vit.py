@@ -63,7 +63,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= WRITTEN_OUT:
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # [.., N, N]
-        return weights @ v
+        y: Tensor = weights @ v
+        return y
     return F.scaled_dot_product_attention(q, k, v)
 
 
