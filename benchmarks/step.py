@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -166,6 +165,12 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def most_resident() -> int:
+    """The largest memory of this process, bytes; ``getrusage`` would begin with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def took(step: Step, count: int) -> Cost:
     """What ``count`` steps take."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -190,7 +195,7 @@ def serve(name: str, case: Case, steps: int, threads: int, pipe: Connection) -> 
         if threads > 1:
             torch.set_num_threads(threads)
             wall = took(step, steps).wall
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        peak = most_resident() - before
         images = steps * case.batch
         pipe.send({"cpu": images / cpu, "wall": images / wall, "peak": peak})
 
