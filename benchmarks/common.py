@@ -25,7 +25,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-VERSIONS = ("torch", "torchvision", "numpy", "pillow", "simplejpeg", "lightly", "kornia")
+VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "lightly", "kornia")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -58,11 +58,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention of [B, heads, N, d], through PyTorch's kernels.
 
     On a CPU in bfloat16 the fused kernel's backward pass takes 2 to 8 times as long as matrix
-    products and a softmax, written out (LOG.md): so they are, for short sequences.
+    products and a softmax, written out (LOG.md): so they are, for short sequences. The softmax
+    reads and writes bfloat16, which the products want, and computes in float32.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= WRITTEN_OUT:
-        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).float().softmax(-1)
-        y: Tensor = weights.to(v.dtype) @ v
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # [.., N, N]
+        y: Tensor = weights @ v
         return y
     return F.scaled_dot_product_attention(q, k, v)
 

@@ -108,5 +108,6 @@ class Prototypes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight_g * F.normalize(self.weight_v, dim=1)
+            # fused: 65,536 prototypes are as large as the network, and norms are bound by memory
+            weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
             return F.linear(wide(x), weight)
