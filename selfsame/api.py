@@ -37,7 +37,6 @@ from selfsame.judge import Judge, encoder_of
 from selfsame.parallel import Layout, whole
 from selfsame.plan import Choices, Plan, format_bytes
 from selfsame.recipe import Recipe
-from selfsame.report import write_report
 from selfsame.run import RunDirectory, environment
 from selfsame.trackers import Trackers
 from selfsame.train import train
@@ -210,6 +209,8 @@ def pretrain(
         )
         console.say(*judge.describe(), *_closing(plan, run, steps, finished, health, verdict))
     if report and dist.is_main():
+        from selfsame.report import write_report
+
         console.say(f"report     {write_report([run.path], data, backbone=plan.module)}")
     return Result(run.path, encoder, steps, finished, health, verdict, interrupt.signal)
 
