@@ -173,7 +173,7 @@ def pretrain(
             )
 
         judge = Judge(plan, run, console, labelled)
-        stack.enter_context(judge)
+        stack.callback(judge.close)
         if dist.is_main():
             followers.follow(run, plan.recipe, console.say)
         interrupt = Interrupt()

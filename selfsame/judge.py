@@ -40,10 +40,8 @@ class Judge:
         self.watch = Watch(run, plan.images, plan.recipe, plan.total, self.every)
         self.online = None if labelled is None else Online(labelled)
 
-    def __enter__(self) -> Judge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let go of the labelled images."""
         if self.online is not None:
             self.online.close()
 
