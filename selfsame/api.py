@@ -462,6 +462,7 @@ def _facts(plan: Plan, data: Any) -> dict[str, Any]:
         "data": {
             "images": len(source),
             "fingerprint": source.fingerprint(),
+            "classes": None if source.classes is None else list(source.classes),
             "paths": _paths(data),
         },
     }

@@ -19,13 +19,15 @@ from selfsame.data import Images, open_source
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, UsageError
 from selfsame.files import atomic, refused
+from selfsame.nn.classify import Classifier, restore
 from selfsame.recipe import BackboneConfig, Recipe
 from selfsame.run import RunDirectory
-from selfsame.types import Backbone, Batch, Features, Norm, Source
+from selfsame.types import Backbone, Batch, Features, Method, Norm, Source
 from selfsame.views import eval_view
 from selfsame.views.presets import eval_crop
 
 CARD = "card.json"
+HEAD = "head.safetensors"
 IMAGE_SIZE = 224  # pixels: of a named network, where nothing else is said
 WEIGHTS = "backbone.safetensors"
 
@@ -42,6 +44,8 @@ class Encoder(nn.Module):
         levels: raw values that are black and white in images of more than 8 bits, as ``Images``
             takes them.
         card: what ``save`` wrote of it.
+        head: a classifier of pooled features, if it has one.
+        classes: what the classifier calls its classes.
     """
 
     def __init__(
@@ -54,9 +58,13 @@ class Encoder(nn.Module):
         norm: Norm | None = None,
         levels: Levels | None = None,
         card: dict[str, Any] | None = None,
+        head: Classifier | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.head = head
+        self.classes = None if classes is None else tuple(classes)
         self.config = config
         self.image_size = image_size
         self.channels = channels
@@ -90,6 +98,18 @@ class Encoder(nn.Module):
         ``image_size``.
         """
         return self.pooled(self.view(images, sizes))
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Scores of the classes, float32 [B, K], whose softmax is the share of each.
+
+        Raises:
+            UsageError: the encoder has no classifier.
+        """
+        if self.head is None:
+            raise UsageError("this encoder has no classifier", tip="give it one: selfsame classify")
+        found: Tensor = self.head(self.features(images, sizes))
+        return found
 
     @torch.inference_mode()
     def layers(self, images: Tensor, sizes: Tensor, last: int) -> dict[str, Tensor]:
@@ -173,18 +193,24 @@ class Encoder(nn.Module):
         )
 
     def save(self, folder: Path, **card: Any) -> None:
-        """Write ``backbone.safetensors`` and ``card.json``; each complete or absent.
+        """Write ``backbone.safetensors``, ``card.json`` and a classifier's ``head.safetensors``.
 
-        Of several processes rank 0 does.
+        Each is complete or absent. Of several processes rank 0 does.
         """
         if not dist.is_main():
             return
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
-        try:
-            with atomic(folder / WEIGHTS) as temporary:
-                save_file(weights, temporary)
-        except Exception as error:  # safetensors has its own error for a failed write
-            raise refused(str(folder / WEIGHTS), error) from error
+        parts = {WEIGHTS: self.backbone, HEAD: self.head}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            weights = {k: v.detach().cpu().contiguous() for k, v in part.state_dict().items()}
+            try:
+                with atomic(folder / name) as temporary:
+                    save_file(weights, temporary)
+            except Exception as error:  # safetensors has its own error for a failed write
+                raise refused(str(folder / name), error) from error
+        if self.head is not None:
+            card = {"head": self.head.facts(), "classes": self.classes, **card}
         self.card = {
             "format": 1,
             "backbone": self.config.model_dump() if self.config else None,
@@ -307,6 +333,7 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
         )
     network = _build(config or BackboneConfig(), size, channels, backbone)
     network.load_state_dict(load_file(folder / WEIGHTS))
+    head = restore(card["head"], load_file(folder / HEAD)) if card.get("head") else None
     return Encoder(
         network,
         config=config,
@@ -315,6 +342,8 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
         norm=Norm(tuple(card["mean"]), tuple(card["std"])),
         levels=tuple(card["levels"]) if card.get("levels") else None,
         card=card,
+        head=head,
+        classes=card.get("classes"),
     )
 
 
@@ -330,18 +359,22 @@ def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     )
     if step is None:
         raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
-    return of_recipe(method.encoder(), recipe, named=backbone is None)
+    return of_recipe(method, recipe, named=backbone is None, classes=run.classes())
 
 
-def of_recipe(backbone: Backbone, recipe: Recipe, *, named: bool) -> Encoder:
+def of_recipe(
+    method: Method, recipe: Recipe, *, named: bool, classes: Sequence[str] | None = None
+) -> Encoder:
     """The encoder that a recipe trains; ``named`` where its network is not the user's module."""
     return Encoder(
-        backbone,
+        method.encoder(),
         config=recipe.backbone if named else None,
         image_size=recipe.image_size,
         channels=recipe.channels,
         norm=recipe.norm,
         levels=recipe.levels,
+        head=method.encoder_head(),
+        classes=classes,
     )
 
 

@@ -17,7 +17,8 @@ EVALUATIONS = 10  # of a run, evenly spaced
 
 def encoder_of(plan: Plan, method: Method) -> Encoder:
     """The encoder that a method trains."""
-    return of_recipe(method.encoder(), plan.recipe, named=plan.module is None)
+    classes = plan.images.source.classes
+    return of_recipe(method, plan.recipe, named=plan.module is None, classes=classes)
 
 
 class Judge:

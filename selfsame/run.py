@@ -139,6 +139,11 @@ class RunDirectory:
         file = self.path / "run.json"
         return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
+    def classes(self) -> list[str] | None:
+        """What the data that the run was started with calls its classes, where it has any."""
+        found: list[str] | None = self.info().get("data", {}).get("classes")
+        return found
+
     def write(self, name: str, text: str) -> None:
         """Write a whole file: complete or absent."""
         if not dist.is_main():

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from selfsame.nn.classify import Classifier
     from selfsame.recipe import MethodConfig
 
 
@@ -206,3 +207,7 @@ class Method(nn.Module):
     def encoder(self) -> Backbone:
         """The backbone that is evaluated and exported."""
         raise NotImplementedError
+
+    def encoder_head(self) -> Classifier | None:
+        """The classifier of the encoder's pooled features, where the method trains one."""
+        return None

@@ -14,9 +14,10 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsame.backbones import SMALL_IMAGE, layer_numbers
+from selfsame.nn.classify import Linear
 from selfsame.nn.precision import wide
 from selfsame.optim import Optim
 from selfsame.recipe import BackboneConfig, MethodConfig, Recipe, Scale
@@ -45,7 +46,7 @@ class Supervised(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.classifier = nn.Linear(backbone.dim, config.classes)
+        self.classifier = Linear(backbone.dim, config.classes)
         self.layers = layer_numbers(backbone)
 
     def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
@@ -80,6 +81,10 @@ class Supervised(Method):
     def encoder(self) -> Backbone:
         """The backbone without the classifier."""
         return self.backbone
+
+    def encoder_head(self) -> Linear:
+        """The classifier of the pooled features."""
+        return self.classifier
 
 
 def mixup(x: Tensor, target: Tensor, share: float) -> tuple[Tensor, Tensor]:

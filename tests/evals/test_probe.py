@@ -23,7 +23,7 @@ NORM = Norm((0.5, 0.4, 0.3), (0.12, 0.15, 0.1))
 
 def encoder_of(recipe: Recipe) -> Encoder:
     plan = planning.make("simclr", textures(16), Choices(recipe=recipe), "cpu")
-    return of_recipe(plan.build().encoder(), recipe, named=True)
+    return of_recipe(plan.build(), recipe, named=True)
 
 
 def images_of(count: int = 40) -> Images:
