@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,8 @@ from selfsame.data.levels import Levels
 from selfsame.errors import DataError, UsageError
 from selfsame.files import atomic, refused
 from selfsame.nn.classify import Classifier, restore
+from selfsame.nn.taught import TaughtConfig
+from selfsame.nn.teacher import Teacher
 from selfsame.recipe import BackboneConfig, Recipe
 from selfsame.run import RunDirectory
 from selfsame.types import Backbone, Batch, Features, Method, Norm, Source
@@ -192,6 +195,21 @@ class Encoder(nn.Module):
             cache_bytes=cache_bytes,
         )
 
+    def fingerprint(self) -> str:
+        """Hash of what its features and scores depend on besides images: network and weights.
+
+        Of a user's own module the weights do not say what it computes with them.
+        """
+        name = self.config.model_dump_json() if self.config else type(self.backbone).__name__
+        head = None if self.head is None else self.head.facts()
+        facts = (name, self.image_size, self.channels, self.norm, self.levels, head)
+        digest = hashlib.sha256(repr(facts).encode())
+        for key, value in self.state_dict().items():
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy().data)
+        return digest.hexdigest()
+
     def save(self, folder: Path, **card: Any) -> None:
         """Write ``backbone.safetensors``, ``card.json`` and a classifier's ``head.safetensors``.
 
@@ -310,6 +328,54 @@ def random_like(encoder: Encoder, seed: int = 0) -> Encoder | None:
     return control.to(encoder.device).eval()
 
 
+def build_method(recipe: Recipe, network: Backbone, teacher: Encoder | None = None) -> Method:
+    """The method of a recipe on a network; one that is taught with its teacher.
+
+    Args:
+        recipe: resolved.
+        network: what is trained.
+        teacher: whom it learns from; by default loaded as the recipe names it.
+
+    Raises:
+        UsageError: the teacher cannot be loaded, or does not say what the method compares.
+    """
+    method: Any = methods.find(recipe.method.name)
+    if not method.taught:
+        return cast(Method, method(recipe.method, network))
+    config = recipe.method
+    assert isinstance(config, TaughtConfig)
+    encoder = teacher or load_teacher(config)
+    taught = Teacher(
+        encoder.backbone,
+        image_size=encoder.image_size,
+        student_size=recipe.image_size,
+        norm=encoder.norm,
+        head=encoder.head,
+        name=f"the teacher {config.teacher}",
+    )
+    return cast(Method, method(config, network, taught))
+
+
+def load_teacher(config: TaughtConfig) -> Encoder:
+    """The encoder that a recipe names as the teacher.
+
+    Raises:
+        UsageError: none is named, none can be loaded, or it has other weights by now.
+    """
+    if not config.teacher:
+        raise UsageError(
+            f"{config.name} learns from a teacher, and none is named",
+            tip=f"selfsame distill TEACHER DATA --loss {config.name}",
+        )
+    encoder = load(config.teacher, device="cpu")
+    if config.teacher_weights not in ("", encoder.fingerprint()[:16]):
+        raise UsageError(
+            f"{config.teacher} has other weights than the teacher that this run began with",
+            tip="begin a new run with another --out",
+        )
+    return encoder
+
+
 def _build(
     config: BackboneConfig, image_size: int, channels: int, module: nn.Module | None
 ) -> Backbone:
@@ -351,7 +417,7 @@ def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     """The encoder in the newest checkpoint of a run that has not ended."""
     recipe = methods.read_recipe(run.recipe)
     network = _build(recipe.backbone, recipe.image_size, recipe.channels, backbone)
-    method = methods.find(recipe.method.name)(recipe.method, network)
+    method = build_method(recipe, network)
     step = checkpoint.load_latest(
         run.checkpoints,
         lambda line: print(line, file=sys.stderr),

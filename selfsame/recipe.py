@@ -76,6 +76,8 @@ class Recipe(Config):
     backbone: BackboneConfig = BackboneConfig()
     optim: Optim = Optim()
     views: tuple[View, ...] = (View(count=2),)
+    view_sets: Annotated[int, Field(ge=1)] | None = None  # epochs after which the same views come
+    # again, so that what a teacher says of them can be kept; None: every epoch has its own
 
     @model_validator(mode="after")
     def _one_duration(self) -> Recipe:
@@ -87,6 +89,10 @@ class Recipe(Config):
     def image_size(self) -> int:
         """Side of the largest view, pixels: what the encoder is evaluated at."""
         return max(view.size for view in self.views)
+
+    def view_epoch(self, epoch: int) -> int:
+        """The epoch whose views an epoch has."""
+        return epoch if self.view_sets is None else epoch % self.view_sets
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""
