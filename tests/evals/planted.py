@@ -114,7 +114,7 @@ HEALTHY = {
     "mocov3-one": Case("mocov3", ("method.temperature=1.0",)),  # the paper's, of ResNet-50
     "simclr-sharp": Case("simclr", ("method.temperature=0.1",)),  # the paper's, on ImageNet
     "simclr-soft": Case("simclr", ("method.temperature=0.5",)),  # the paper's, on CIFAR-10
-    "simclr-rest": Case("simclr", REST, steps=200, log_every=2, state="plateaued"),
+    "simclr-rest": Case("simclr", REST, steps=400, log_every=1, state="plateaued"),
     "mae-rest": Case("mae", REST, steps=250, log_every=2, state="plateaued"),
 }
 FAULTS = {

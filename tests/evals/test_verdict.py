@@ -14,7 +14,7 @@ from planted import CASES, FAULTS
 from selfsame import plan as planning
 from selfsame.api import pretrain
 from selfsame.errors import DivergedError
-from selfsame.evals.verdict import Verdict, judge, trend
+from selfsame.evals.verdict import Verdict, judge, student, trend
 from selfsame.recipe import Recipe, with_settings
 from selfsame.run import RunDirectory
 
@@ -152,6 +152,26 @@ def test_falling_flat_and_few_losses() -> None:
     state, reason, _ = trend(rows_of(falling + NOISE))
     assert state == "still improving"
     assert "the loss fell by 0.9" in reason  # of 2 over the whole
+
+
+def test_the_interval_is_student_s() -> None:
+    from scipy import stats
+
+    for freedom in (3, 4, 8, 50, 1000):
+        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+
+
+def test_few_runs_at_rest_are_said_to_improve_however_few_losses_there_are() -> None:
+    """With noise of a tenth of the fall: 2.5 % by definition, until there are enough to tell."""
+    rng = np.random.default_rng(0)
+    for count, improving, plateaued in ((10, 0.05, 0.0), (60, 0.05, 0.0), (600, 0.01, 0.95)):
+        states = []
+        for _ in range(200):
+            at_rest = np.r_[3.0, np.linspace(3, 2, count // 2)[1:], np.full(count // 2, 2.0)]
+            noise = 0.1 * rng.standard_normal(len(at_rest))
+            states.append(trend(rows_of(at_rest + noise))[0])
+        assert states.count("still improving") <= improving * len(states)
+        assert states.count("plateaued") >= plateaued * len(states)
 
 
 def test_a_rising_loss_leaves_it_to_the_features() -> None:
