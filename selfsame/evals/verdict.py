@@ -101,7 +101,7 @@ def trend(metrics: Sequence[Row], health: Sequence[Row] = ()) -> tuple[str, str,
         fall, error = _fall(late)
         total = -late[0][1]
         said += f" The share of views that find each other rose by {fall:.2f} (+- {error:.2g})."
-    if abs(fall) + error < SMALL * total:
+    if abs(fall) + error <= SMALL * total:
         tip = "stop here; more data, a larger network or another method may help"
         return "plateaued", said, tip
     if fall > error:
