@@ -107,7 +107,7 @@ def pretrain(
         precision: "auto", "bf16" or "fp32".
         settings: ``key=value`` for any field of the recipe, as ``--set`` of the command line.
         val: labelled images: kNN and a linear probe during training, at most a twentieth of its
-            time, and at its end.
+            time (or two seconds), and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
         log: "wandb", "mlflow": who else gets the numbers. TensorBoard reads the run directory.
@@ -485,8 +485,9 @@ def _closing(
     verdict: Verdict,
 ) -> list[str]:
     """What the run amounts to, and where things are."""
+    most = min(health["dim"], health["images"])
     lines = [
-        f"health     RankMe {health['rankme']:.1f} of {health['dim']:.0f}, feature deviation "
+        f"health     RankMe {health['rankme']:.1f} of {most:.0f}, feature deviation "
         f"{health['feature_std']:.4f} (1/sqrt(d) is {health['feature_std_reference']:.4f})",
         *verdict.lines(),
     ]

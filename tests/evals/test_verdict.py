@@ -77,9 +77,10 @@ def tiny(name: str, settings: tuple[str, ...], out: Path, steps: int) -> Verdict
     network = ["backbone.name=resnet10", "backbone.options.width=8", "precision=fp32"]
     recipe = with_settings(recipe, [*network, f"steps={steps}", "batch_size=32", *settings])
     images = planted.photos()[:256]
-    return pretrain(
-        name, images, out=out, recipe=recipe, log_every=4, quiet=True, device="cpu"
-    ).verdict
+    with planted.unhurried():
+        return pretrain(
+            name, images, out=out, recipe=recipe, log_every=4, quiet=True, device="cpu"
+        ).verdict
 
 
 def test_a_real_run_without_its_stop_gradient(tmp_path: Path) -> None:
@@ -193,6 +194,14 @@ def test_collapse_of_features_is_seen_without_any_word_of_the_method() -> None:
     assert (thin.state, thin.kind, thin.cause) == ("collapsed", "dimensional", None)
     assert "3.0 of 128" in thin.reason
     assert judged(flat, {"rankme": 18.0}).state != "collapsed"  # about as many as at the start
+
+
+def test_few_images_of_a_probe_name_a_complete_collapse_alone() -> None:
+    few = {"images": 128.0, "viewed": 32.0}
+    assert judged(np.full(40, 1.0), {"rankme": 3.0, **few}).state == "plateaued"
+    assert judged(np.full(40, 1.0), {"pixel_match": 1.0, **few}).cause is None
+    assert judged(np.full(40, 1.0), {"pixel_match": 1.0}).cause == "weak views"
+    assert judged(np.full(40, 1.0), {"feature_std": 0.001, **few}).state == "collapsed"
 
 
 def test_weights_that_grow_under_sgd_whose_steps_are_not_known() -> None:
