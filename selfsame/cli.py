@@ -134,6 +134,9 @@ def pretrain(
         bool,
         typer.Option("--checkpoint-activations", help="Compute activations twice, keep few."),
     ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks' blocks before the first step.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Learn a representation from unlabelled images.
@@ -166,6 +169,7 @@ def pretrain(
         accumulate=accumulate,
         parallel=parallel,  # type: ignore[arg-type]  # checked by pretrain
         checkpoint_activations=checkpoint_activations,
+        compile=compile,
         device=device,
     )
     if not result.finished:

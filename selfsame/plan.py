@@ -23,7 +23,7 @@ from selfsame.data import (
 )
 from selfsame.errors import DataError, UsageError
 from selfsame.nn.batchnorm import norms_of
-from selfsame.parallel import Layout, check_layout, check_norm_groups
+from selfsame.parallel import Layout, check_compiler, check_layout, check_norm_groups
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
 from selfsame.run import RunDirectory
@@ -93,10 +93,13 @@ class Plan:
         """Choose how the run is laid out.
 
         Raises:
-            UsageError: the batch cannot be divided so, or the method not be sharded.
+            UsageError: the batch cannot be divided so, the method not be sharded, or nothing be
+                compiled here.
         """
         method = methods.find(self.recipe.method.name)
         check_layout(layout, self.recipe.batch_size, dist.world_size(), method)
+        if layout.compile:
+            check_compiler(self.device)
         self.layout = layout
 
     def agree(self) -> None:
