@@ -1,7 +1,7 @@
 """selfsame: learn representations from unlabelled images, and prove each step.
 
-The verbs are ``pretrain``, ``evaluate``, ``embed``, ``load`` and ``pack``; they are imported on
-first use, so that ``import selfsame`` takes no time.
+The verbs are ``pretrain``, ``distill``, ``evaluate``, ``embed``, ``load`` and ``pack``; they are
+imported on first use, so that ``import selfsame`` takes no time.
 """
 
 import gc
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from selfsame.api import Result, embed, evaluate, pack, pretrain
+    from selfsame.api import Result, distill, embed, evaluate, pack, pretrain
     from selfsame.encoder import Encoder, load
     from selfsame.recipe import Recipe
 
@@ -20,13 +20,24 @@ _HOMES = {
     "Recipe": "selfsame.recipe",
     "Result": "selfsame.api",
     "embed": "selfsame.api",
+    "distill": "selfsame.api",
     "evaluate": "selfsame.api",
     "load": "selfsame.encoder",
     "pack": "selfsame.api",
     "pretrain": "selfsame.api",
 }
 
-__all__ = ["Encoder", "Recipe", "Result", "embed", "evaluate", "load", "pack", "pretrain"]
+__all__ = [
+    "Encoder",
+    "Recipe",
+    "Result",
+    "distill",
+    "embed",
+    "evaluate",
+    "load",
+    "pack",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ bytes. Files are sparse: rows that nobody asked for take no space.
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ class Memo:
         self.folder, self.count = folder, count
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.reused = self.computed = 0  # rows, by this object
+        self.seconds = 0.0  # that those it computed took
         self._arrays: dict[str, np.ndarray] = {}
 
     @property
@@ -69,8 +71,10 @@ class Memo:
             if (self._checksums(kept) == sums).all():
                 self.reused += len(place)
                 return {name: torch.from_numpy(rows).float() for name, rows in kept.items()}
+            start = time.perf_counter()
             made = {name: rounded(rows) for name, rows in make().items()}
             fresh = {name: made[name].cpu().numpy().astype(DTYPE) for name in self.shapes}
+            self.seconds += time.perf_counter() - start
             for name, rows in fresh.items():
                 self._arrays[name][place] = rows
             self._arrays["rows"][place] = self._checksums(fresh)
@@ -81,6 +85,15 @@ class Memo:
                 tip="--no-cache computes it anew at every step; SELFSAME_CACHE names another place",
             ) from None
         return made
+
+    def describe(self) -> str:
+        """What it saved, in words."""
+        total = self.reused + self.computed
+        saved = f"teacher    {self.reused:,} of {total:,} answers were read from the disk"
+        if not self.computed:
+            return saved
+        each = self.seconds / self.computed
+        return f"{saved}: about {self.reused * each:.0f} s of its work, beside {self.seconds:.0f} s"
 
     def _checksums(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
         """A checksum for each row, never 0, which stands for a row that is not there."""
@@ -115,7 +128,10 @@ class Memo:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """``x`` to the precision in which rows are kept, in float32 or the wider type that it has."""
+    """``x`` to the precision in which rows are kept, in float32 or the wider type that it has.
+
+    Contiguous, as rows that are read: sums over another layout are rounded otherwise.
+    """
     limit = torch.finfo(torch.float16).max
     wide = torch.promote_types(x.dtype, torch.float32)
-    return x.clamp(-limit, limit).half().to(wide)
+    return x.clamp(-limit, limit).half().to(wide).contiguous()

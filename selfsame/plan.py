@@ -30,7 +30,7 @@ from selfsame.files import cache_folder
 from selfsame.memo import Memo
 from selfsame.nn.batchnorm import norms_of
 from selfsame.nn.taught import Taught, TaughtConfig
-from selfsame.parallel import Layout, check_layout, check_norm_groups
+from selfsame.parallel import Layout, check_compiler, check_layout, check_norm_groups
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
 from selfsame.run import RunDirectory
@@ -103,10 +103,13 @@ class Plan:
         """Choose how the run is laid out.
 
         Raises:
-            UsageError: the batch cannot be divided so, or the method not be sharded.
+            UsageError: the batch cannot be divided so, the method not be sharded, or nothing be
+                compiled here.
         """
         method = methods.find(self.recipe.method.name)
         check_layout(layout, self.recipe.batch_size, dist.world_size(), method)
+        if layout.compile:
+            check_compiler(self.device)
         self.layout = layout
 
     def agree(self) -> None:
@@ -486,6 +489,10 @@ def _taught(recipe: Recipe, choices: Choices, base: Recipe | None) -> tuple[Reci
         name = f"module:{type(given).__name__}"
     else:
         name = str(given or config.teacher)
+        if name.startswith("module:"):
+            raise UsageError(
+                "the teacher is a module of yours", tip="give it: distill(teacher=module, ...)"
+            )
         weights = config.teacher_weights if base is not None else ""
         config = config.model_copy(update={"teacher": name, "teacher_weights": weights})
         encoder = load_teacher(config)

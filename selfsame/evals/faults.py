@@ -18,7 +18,7 @@ from selfsame.recipe import Recipe
 Row = Mapping[str, Any]
 
 ROWS = 5  # of metrics.jsonl, below which nothing but a clear collapse is said
-IMAGES = 256  # of the probe, below which a share of matches says little
+IMAGES = 256  # of the probe, below which RankMe and shares of matches say little
 
 # Thresholds. Behind each, what recorded runs had: healthy ones | those with the fault.
 RELATIVE_STEP = 1.0  # over the size of a weight: 0.03 to 0.04 | 2.7 to 3.8
@@ -70,6 +70,11 @@ class Evidence:
     def last(self) -> Row:
         """Health now."""
         return self.health[-1]
+
+    @property
+    def viewed(self) -> float:
+        """Images that were seen in views, among which each looks for its own."""
+        return float(self.last.get("viewed", IMAGES if self.last["images"] >= IMAGES else 0))
 
     @property
     def compares_views(self) -> bool:
@@ -186,6 +191,8 @@ def features(e: Evidence) -> Finding | None:
         )
     if not e.compares_views or e.last["step"] == 0:
         return None  # who reconstructs begins with few dimensions and gains them slowly
+    if e.last["images"] < IMAGES:
+        return None
     most = min(e.last["images"], e.last["dim"])
     rank, before = e.last["rankme"], e.first["rankme"]
     if rank < RANK_KEPT * before and rank < RANK * most:
@@ -202,7 +209,7 @@ def features(e: Evidence) -> Finding | None:
 
 def weak_views(e: Evidence) -> Finding | None:
     """A task that raw pixels solve."""
-    if not e.compares_views or e.last["images"] < IMAGES:
+    if not e.compares_views or e.viewed < IMAGES:
         return None
     found = e.last["pixel_match"]
     if found < WEAK:
@@ -217,7 +224,7 @@ def weak_views(e: Evidence) -> Finding | None:
 
 def shortcut(e: Evidence) -> Finding | None:
     """Views that are matched by what is constant over an image: its colours, a cast, a level."""
-    if not e.compares_views or e.last["step"] == 0 or e.last["images"] < IMAGES:
+    if not e.compares_views or e.last["step"] == 0 or e.viewed < IMAGES:
         return None
     before, after, found = e.first["neutral_match"], e.last["neutral_match"], e.last["view_match"]
     if after > min(KEPT * before, RECOGNISED) or found < SOLVED:

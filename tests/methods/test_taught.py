@@ -394,7 +394,7 @@ def test_a_student_without_maps_is_refused() -> None:
 
 def test_another_number_of_classes_is_refused() -> None:
     torch.set_default_dtype(torch.float32)
-    with pytest.raises(UsageError, match="4 classes.*tells 3 apart") as caught:
+    with pytest.raises(UsageError, match=r"4 classes.*tells 3 apart") as caught:
         built("kd", f"method.teacher={tiny_teacher(3)}")
     assert "method.labels=0" in str(caught.value.tip)
     built("kd", f"method.teacher={tiny_teacher(3)}", "method.labels=0")
