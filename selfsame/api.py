@@ -37,7 +37,7 @@ from selfsame.judge import Judge, encoder_of
 from selfsame.nn.taught import Taught
 from selfsame.parallel import Layout, whole
 from selfsame.plan import Choices, Plan, format_bytes
-from selfsame.recipe import Recipe
+from selfsame.recipe import Recipe, lora_settings
 from selfsame.run import RunDirectory, environment
 from selfsame.trackers import Trackers
 from selfsame.train import train
@@ -87,6 +87,8 @@ def pretrain(
     compile: bool = False,
     teacher: str | Path | nn.Module | None = None,
     keep_teacher: bool = True,
+    init: str | Path | None = None,
+    lora: str | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
@@ -128,6 +130,12 @@ def pretrain(
             step, and faster ones after it. Needs Triton, or on a CPU a C++ compiler.
         teacher: for the methods that have one: see `distill`.
         keep_teacher: the same.
+        init: weights to begin with, in the place of random ones: a run, an exported encoder, a file
+            of weights of the network that ``backbone`` names, a folder of transformers; or
+            ``timm/NAME``, ``torchvision/NAME``, ``transformers/NAME``, whose library takes them
+            from its cache or downloads them. Heads begin anew, and teachers as the network.
+        lora: "r=8", "r=8,alpha=16,dropout=0.1": only low-rank updates of a transformer's linear
+            layers learn. They are merged into the encoder that is saved.
         device: "cpu", "cuda", ...; by default the first GPU where there is one.
         quiet: say nothing on the terminal.
 
@@ -138,7 +146,17 @@ def pretrain(
             lost.
     """
     choices = Choices(
-        recipe, backbone, size, epochs, steps, batch_size, seed, precision, tuple(settings), teacher
+        recipe,
+        backbone,
+        size,
+        epochs,
+        steps,
+        batch_size,
+        seed,
+        precision,
+        (*lora_settings(lora), *settings),
+        teacher,
+        init,
     )
     with ExitStack() as stack:
         with dist.agreed():

@@ -86,6 +86,17 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --ou
 Accumulate = Annotated[
     int, typer.Option(help="Take each batch in this many parts, where memory is short.")
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Begin with these weights: a run, an export, a file, timm/NAME, torchvision/NAME, "
+        "transformers/NAME or a folder of transformers."
+    ),
+]
+LoRA = Annotated[
+    str | None,
+    typer.Option(help="r=8: only low-rank updates learn, merged at the end (needs peft)."),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the networks' blocks before the first step.")
 ]
@@ -129,6 +140,8 @@ def pretrain(
     backbone: Annotated[
         str | None, typer.Option(help="A name of selfsame, timm or torchvision.")
     ] = None,
+    init: Init = None,
+    lora: LoRA = None,
     recipe: RecipeName = None,
     size: Size = None,
     epochs: Epochs = None,
@@ -167,6 +180,8 @@ def pretrain(
         _data(data),
         out=out,
         backbone=backbone,
+        init=init,
+        lora=lora,
         recipe=recipe,
         size=size,
         epochs=epochs,
@@ -224,6 +239,8 @@ def distill(
     cache: Annotated[
         bool, typer.Option(help="Keep it, in SELFSAME_CACHE or the user's cache.")
     ] = True,
+    init: Init = None,
+    lora: LoRA = None,
     recipe: RecipeName = None,
     size: Size = None,
     epochs: Epochs = None,
@@ -259,6 +276,8 @@ def distill(
         temperature=temperature,
         view_sets=view_sets,
         keep_teacher=cache,
+        init=init,
+        lora=lora,
         recipe=recipe,
         size=size,
         epochs=epochs,

@@ -24,7 +24,14 @@ from selfsame.data import (
     steps_per_epoch,
     suggest_canvas,
 )
-from selfsame.encoder import Encoder, build_method, load, load_teacher
+from selfsame.encoder import (
+    Encoder,
+    build_method,
+    build_network,
+    initial,
+    load,
+    load_teacher,
+)
 from selfsame.errors import DataError, UsageError
 from selfsame.files import cache_folder
 from selfsame.memo import Memo
@@ -57,6 +64,7 @@ class Choices:
     precision: str | None = None
     settings: Sequence[str] = ()
     teacher: str | Path | nn.Module | None = None
+    init: str | Path | None = None
 
     def as_settings(self) -> list[str]:
         """The choices that are fields of a recipe, as ``key=value`` settings."""
@@ -144,14 +152,7 @@ class Plan:
         recipe = self.recipe
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(recipe.seed, 0))
-            network = backbones.build(
-                recipe.backbone.name if self.module is None else self.module,
-                image_size=recipe.image_size,
-                channels=recipe.channels,
-                options=recipe.backbone.options,
-                pretrained=bool(recipe.backbone.pretrained),
-                norm=recipe.norm,
-            )
+            network = build_network(recipe, self.module)
             check_pair(recipe.method.name, recipe.backbone.name, network.can)
             check_sizes(network, recipe)
             built = build_method(recipe, network, self.teacher)
@@ -450,6 +451,8 @@ def _plan(
         kept = backbones.shared_options(recipe.backbone.name, name, recipe.backbone.options)
         network = BackboneConfig(name=name, options=kept)
         recipe = recipe.model_copy(update={"backbone": network})
+    if choices.init is not None:
+        recipe = _begun(recipe, str(choices.init), choices)
     recipe = with_settings(recipe, choices.as_settings())
     precision, why = machine.precision(recipe.precision, device)
     recipe = recipe.model_copy(update={"precision": precision})
@@ -466,6 +469,47 @@ def _plan(
         recipe = recipe.model_copy(update={"norm": measure_norm(images)})
         notes.append("mean and deviation of each channel measured on the images")
     return Plan(recipe, images, device, module, why, notes, teacher=teacher)
+
+
+def _begun(recipe: Recipe, init: str, choices: Choices) -> Recipe:
+    """The recipe with the network and the input of the weights that it begins with.
+
+    Raises:
+        UsageError: the weights cannot be loaded, or are of another network than was asked for.
+    """
+    asked = choices.backbone
+    hub = not Path(init).exists()
+    if hub or (Path(init) / "config.json").is_file():
+        name = init if hub else f"{backbones.TRANSFORMERS}{init}"
+        if hub and "/" not in init:
+            name = f"{backbones.library_of(init)}/{init}"
+        if asked not in (None, init, name):
+            raise UsageError(
+                f"the weights are those of {name}, not of {asked}", tip="leave --backbone out"
+            )
+        network = BackboneConfig(name=name, pretrained=True)
+        return recipe.model_copy(update={"backbone": network})
+    encoder, weights = initial(init)
+    update: dict[str, Any] = {"init": init, "init_weights": weights}
+    if encoder is None:  # a file, of the network that the recipe or --backbone names
+        return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=update)})
+    if encoder.config is None:
+        raise UsageError(
+            f"{init} holds the weights of a module of yours", tip="load them into it yourself"
+        )
+    if asked not in (None, encoder.config.name):
+        raise UsageError(
+            f"{init} is a {encoder.config.name}, not a {asked}", tip="leave --backbone out"
+        )
+    own = backbones.standard_norm(encoder.channels)
+    return recipe.model_copy(
+        update={
+            "backbone": encoder.config.model_copy(update=update),
+            "channels": encoder.channels,
+            "levels": recipe.levels or encoder.levels,
+            "norm": recipe.norm or (None if encoder.norm == own else encoder.norm),
+        }
+    )
 
 
 def _taught(recipe: Recipe, choices: Choices, base: Recipe | None) -> tuple[Recipe, Encoder | None]:

@@ -23,12 +23,16 @@ __all__ = [
     "build",
     "default_options",
     "layer_numbers",
+    "library_of",
     "own_size",
     "shared_options",
+    "standard_norm",
     "wrap",
 ]
 
 Options = Mapping[str, bool | int | float | str]
+
+TRANSFORMERS = transformers.PREFIX
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets
 
@@ -438,6 +442,11 @@ def _torchvision(
     if channels != 3:
         _adapt_stem(module, channels)
     return module, _spread(IMAGENET, channels)
+
+
+def standard_norm(channels: int) -> Norm:
+    """What a network normalises with where nothing else is known: ImageNet's mean, deviation."""
+    return _spread(IMAGENET, channels)
 
 
 def _spread(norm: Norm, channels: int) -> Norm:

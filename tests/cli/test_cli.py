@@ -71,7 +71,8 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
             "error: unknown method 'simcrl'\n"
             "tip: did you mean 'simclr'? legal values: attention_transfer, barlow_twins, byol, "
             "crd, data2vec2, deepcluster, deepclusterv2, deit, dino, dinov2, distill, dkd, "
-            "fitnets, ibot, kd, mae, moco, mocov3, rkd, seed, simclr, simsiam, supervised, swav, vicreg\n",
+            "fitnets, ibot, kd, mae, moco, mocov3, rkd, seed, simclr, simsiam, supervised, "
+            "swav, vicreg\n",
         ),
         (
             "distill {photos} {photos} --out {new} --loss simclr",
