@@ -17,6 +17,7 @@ from selfsame import backbones, plan
 from selfsame.api import pretrain
 from selfsame.backbones.lora import add_lora, merged
 from selfsame.data.arrays import ArraySource
+from selfsame.encoder import begin_with
 from selfsame.errors import UsageError
 from selfsame.plan import Choices
 from selfsame.recipe import LoRA, lora_settings, with_settings
@@ -60,13 +61,9 @@ def test_the_command_continues_and_resumes_and_tells_other_weights(tmp_path: Pat
     assert config.options == selfsame.load(init).config.options  # type: ignore[union-attr]
     again = pretrain("simclr", data(), out=out, resume=True, quiet=True, device="cpu")
     assert equal(again.encoder, result.encoder)
+    network = backbones.build(config.name, image_size=32, options=config.options)
     with pytest.raises(UsageError, match="other weights than those that this run began with"):
-        backbone = selfsame.plan.methods.read_recipe(out / "recipe.toml").backbone  # type: ignore[attr-defined]
-        selfsame.encoder.begin_with(  # type: ignore[attr-defined]
-            backbones.build(backbone.name, image_size=32, options=backbone.options),
-            str(init),
-            "0123456789abcdef",
-        )
+        begin_with(network, str(init), "0123456789abcdef")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -93,7 +90,7 @@ def test_positions_are_resized_to_the_grid(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file(small.state_dict(), file)
     larger = backbones.build("vit_tiny", image_size=64, options=options)
-    selfsame.encoder.begin_with(larger, str(file), None)  # type: ignore[attr-defined]
+    begin_with(larger, str(file), None)
     x = torch.randn(2, 3, 64, 64)
     # what the small one makes of a larger image, it makes of it by the same interpolation
     torch.testing.assert_close(larger(x).pooled, small(x).pooled, atol=1e-5, rtol=1e-5)
