@@ -4,12 +4,14 @@ A memo is a folder: ``NAME.bin`` with a row for each number, and ``rows.bin`` wi
 each row that is there. A row that is not there, or whose bytes are not those of its checksum (the
 machine went down), is computed again, so nothing has to be trusted or repaired.
 Processes may write at the same time: each row has a place of its own, and equal rows have equal
-bytes. Files are sparse: rows that nobody asked for take no space.
+bytes. Space for all rows is taken at once, so that a full disk is an error at the start: later on,
+writing to memory that the disk has no room for would end the process.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -108,7 +110,7 @@ class Memo:
         return found
 
     def _open(self) -> None:
-        """Map the files, made at their full (sparse) size where there are none."""
+        """Map the files, made at their full size where there are none."""
         if self._arrays:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,10 +123,25 @@ class Memo:
             file = self.folder / f"{name}.bin"
             dtype = np.dtype(np.uint32 if name == "rows" else DTYPE)
             size = self.count * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            with file.open("ab") as handle:
-                if handle.tell() < size:
-                    handle.truncate(size)
+            _reserve(file, size)
             self._arrays[name] = np.memmap(file, dtype, "r+", shape=(self.count, *shape))
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make a file of this size, of zeros, whose space is its own; one that is there is kept."""
+    with file.open("ab") as handle:
+        new = handle.tell() == 0
+        if handle.tell() >= size:
+            return
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle.fileno(), 0, size)
+            else:
+                handle.truncate(size)
+        except OSError:
+            if new:
+                file.unlink()
+            raise
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -59,13 +59,20 @@ def test_damaged_rows_are_computed_again(tmp_path: Path) -> None:
     assert torch.equal(back["pooled"], rounded(rows(some[3:4])["pooled"]))
 
 
-def test_rows_take_what_was_said_and_no_space_before(tmp_path: Path) -> None:
-    memo = Memo(tmp_path, 1_000_000, SHAPES)
-    assert memo.bytes == 1_000_000 * (2 * 11 + 4)
-    memo.get(torch.tensor([999_999]), lambda: rows(torch.tensor([9])))
-    files = [f.stat() for f in tmp_path.glob("*.bin")]
+def test_space_for_all_rows_is_taken_at_once(tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "m", 100_000, SHAPES)
+    assert memo.bytes == 100_000 * (2 * 11 + 4)
+    memo.get(torch.tensor([99_999]), lambda: rows(torch.tensor([9])))
+    files = [f.stat() for f in (tmp_path / "m").glob("*.bin")]
     assert sum(s.st_size for s in files) == memo.bytes
-    assert sum(s.st_blocks * 512 for s in files) < 100_000
+    assert sum(s.st_blocks * 512 for s in files) >= memo.bytes
+
+
+def test_a_disk_that_is_too_small_is_an_error_before_anything_is_computed(tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "m", 2**50, SHAPES)
+    with pytest.raises(RunError, match="cannot keep"):
+        memo.get(torch.arange(2), never)
+    assert not list((tmp_path / "m").glob("*.bin"))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_tip(tmp_path: Path) -> None:
