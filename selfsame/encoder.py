@@ -23,7 +23,7 @@ from selfsame.errors import DataError, UsageError
 from selfsame.files import atomic, refused
 from selfsame.nn.classify import Classifier, restore
 from selfsame.nn.positions import resize_positions
-from selfsame.nn.taught import TaughtConfig
+from selfsame.nn.taught import Taught, TaughtConfig
 from selfsame.nn.teacher import Teacher
 from selfsame.recipe import BackboneConfig, Recipe
 from selfsame.run import RunDirectory
@@ -425,6 +425,12 @@ def load_teacher(config: TaughtConfig) -> Encoder:
             tip=f"selfsame distill TEACHER DATA --loss {config.name}",
         )
     encoder = load(config.teacher, device="cpu")
+    asks = methods.find(config.name)
+    classes = config.alpha > 0 or (issubclass(asks, Taught) and "logits" in asks.wanted(config))
+    if classes and encoder.head is None and not Path(config.teacher).exists():
+        found = backbones.pretrained_classifier(config.teacher)
+        state = {} if found is None else found.state_dict()
+        encoder.head = _classifier_among({f"fc.{k}": v for k, v in state.items()}, encoder.dim)
     if config.teacher_weights not in ("", encoder.fingerprint()[:16]):
         raise UsageError(
             f"{config.teacher} has other weights than the teacher that this run began with",

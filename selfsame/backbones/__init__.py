@@ -25,6 +25,7 @@ __all__ = [
     "layer_numbers",
     "library_of",
     "own_size",
+    "pretrained_classifier",
     "shared_options",
     "standard_norm",
     "wrap",
@@ -122,6 +123,34 @@ def abilities(name: str) -> frozenset[str] | None:
     if library == "torchvision" or name.startswith(("module:", transformers.PREFIX)):
         return None
     return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens"})
+
+
+def pretrained_classifier(name: str) -> nn.Linear | None:
+    """The linear classifier that a library's pretrained network ends with; None where it has none.
+
+    Raises:
+        UsageError: an unknown name, or weights that cannot be had.
+    """
+    library, _, model = name.rpartition("/")
+    if library == "transformers" or name.startswith(transformers.PREFIX):
+        return None
+    try:
+        if (library or library_of(model)) == "timm":
+            import timm
+
+            whole: Any = timm.create_model(model, pretrained=True)
+            found = whole.get_classifier()
+        else:
+            from torchvision.models import get_model
+
+            module = get_model(model, weights="DEFAULT")
+            found = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot get the pretrained weights of {name}: {str(error).splitlines()[0]}",
+            tip="the library downloads them once",
+        ) from None
+    return found if isinstance(found, nn.Linear) else None
 
 
 def own_size(name: str) -> int | None:

@@ -418,6 +418,38 @@ def test_no_teacher_and_a_needless_one_are_refused() -> None:
         planned("simclr", teacher=Plain())
 
 
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_librarys_classifier_comes_with_its_network(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the weights lay in the library's cache: the same for every call."""
+    import timm
+    from torchvision import models
+
+    torch.set_default_dtype(torch.float32)
+    module, name = {"timm": (timm, "create_model"), "torchvision": (models, "get_model")}[library]
+    real = getattr(module, name)
+
+    def cached(model: str, **options: object) -> nn.Module:
+        given = ("pretrained", "weights", "num_classes")
+        known = {k: v for k, v in options.items() if k not in given}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            whole = real(model, **known)
+        if options.get("num_classes") == 0:
+            whole.reset_classifier(0)
+        return whole
+
+    monkeypatch.setattr(module, name, cached)
+    method = built("kd", f"method.teacher={library}/resnet18", "method.labels=0")
+    assert method.teacher.classes == 1000
+    whole = cached("resnet18").eval()
+    x = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(
+        method.teacher.say(x, {"logits"})["logits"], whole(x), atol=1e-3, rtol=1e-3
+    )
+
+
 def test_any_module_can_teach_and_stays_as_it_is() -> None:
     torch.set_default_dtype(torch.float32)
     teacher = Plain()
