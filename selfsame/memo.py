@@ -95,7 +95,8 @@ class Memo:
         if not self.computed:
             return saved
         each = self.seconds / self.computed
-        return f"{saved}: about {self.reused * each:.0f} s of its work, beside {self.seconds:.0f} s"
+        spared = f"which spared about {self.reused * each:.0f} s of its work"
+        return f"{saved}, {spared}; the others took {self.seconds:.0f} s"
 
     def _checksums(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
         """A checksum for each row, never 0, which stands for a row that is not there."""
