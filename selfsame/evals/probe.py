@@ -123,8 +123,8 @@ class Probe:
             ``images`` and ``dim``, N and D; ``viewed``, how many of N in views; ``rankme``,
             ``feature_std`` and its reference, ``alpha_req``, ``neighbor_distance`` of clean images;
             ``alignment``, ``uniformity``, ``view_match``, ``lidar`` of views; ``pixel_match`` of
-            the views themselves;
-            ``neutral_match``, see `neutral`; ``weight_rms``, the size of a typical weight.
+            the views themselves; ``neutral_match``, see `neutral`; ``weight_rms``, the size of a
+            typical weight.
 
         Raises:
             DivergedError: features that are not finite.

@@ -187,18 +187,16 @@ def test_a_resumed_run_is_measured_on_the_images_of_its_first_row(
         rows = [json.loads(line) for line in (stop / "eval.jsonl").read_text().splitlines()]
         return {(row["images"], row["viewed"]) for row in rows if row["protocol"] == "health"}
 
-    class Stopped(Exception):  # noqa: N818
-        pass
-
     def stopping(probe: Probe, encoder: Encoder) -> dict[str, float]:
         if len(RunDirectory(stop).rows("eval")) == 2:
-            raise Stopped
+            raise RuntimeError("stopped")
         return measure(probe, encoder)
 
     measure = Probe.measure
-    with monkeypatch.context() as patch, pytest.raises(Stopped):  # noqa: PT012
-        patch.setattr(Probe, "measure", stopping)
+    monkeypatch.setattr(Probe, "measure", stopping)
+    with pytest.raises(RuntimeError, match="stopped"):
         pretrain("simclr", images, out=stop, recipe=recipe, save_every=1, quiet=True)
+    monkeypatch.setattr(Probe, "measure", measure)
     assert measured() == {(64.0, 16.0)}
     monkeypatch.setattr(probing, "SECONDS", 1e9)  # as on a machine that was busy and is no more
     result = pretrain("simclr", images, out=stop, recipe=recipe, resume=True, quiet=True)

@@ -52,14 +52,10 @@ def test_recorded_runs(name: str, seed: int) -> None:
 
 
 def test_what_is_recorded() -> None:
-    """Healthy runs and every kind of fault, on several seeds."""
+    """Healthy runs, runs at rest and every planted fault, each on several seeds."""
     counts = {name: len(planted.recorded(name)) for name in CASES}
-    assert {FAULTS[name].cause for name in FAULTS if counts[name] == SEEDS} == {
-        case.cause for case in FAULTS.values()
-    }
-    for name in ("simclr", "vicreg", "moco", "byol", "simsiam", "mae"):
-        assert counts[name] == SEEDS, name
-    assert sum(counts.values()) >= 90
+    assert {name: counts[name] for name in FAULTS} == dict.fromkeys(FAULTS, SEEDS)
+    assert all(counts[name] >= SEEDS - 1 for name in CASES), counts
 
 
 @pytest.mark.slow
