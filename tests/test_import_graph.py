@@ -35,7 +35,7 @@ FLOORS = [
     {"accumulate", "parallel", "sharded"},
     {"console", "encoder", "guard", "plan", "trackers"},
     {"train", "evals"},
-    {"judge", "report"},
+    {"judge", "report", "formats"},
     {"api"},
     {"demo", "doctor", "verify"},
     {"cli"},

@@ -333,7 +333,8 @@ class ViT(Backbone):
             x = keep_tokens(x, keep)
         if self.cls_token is not None:
             first = self.cls_token + self.pos_embed[:, :1]
-            x = torch.cat([first.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+            # x.shape[0] and not len(x), which a traced graph would take for a constant
+            x = torch.cat([first.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm_pre(x), grid
 
     def feed_forwards(self, x: Tensor, last: int) -> list[Tensor]:
