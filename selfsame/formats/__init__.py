@@ -35,7 +35,7 @@ def find(name: str) -> type[Format]:
 
 
 def check_network(kind: Format, encoder: Encoder) -> None:
-    """Raise a UsageError where a format cannot express the network, with a tip of those that can."""
+    """Raise a UsageError where a format cannot express the network; it names those that can."""
     missing = kind.lacks(encoder)
     if missing is not None:
         able = [name for name in FORMATS if find(name)().lacks(encoder) is None]

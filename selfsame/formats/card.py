@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfsame import __version__
-from selfsame.encoder import Encoder
+from selfsame import __version__, checkpoint, methods
+from selfsame.encoder import EXPORT, Encoder
 from selfsame.evals import EVALUATORS, find
-from selfsame.formats.check import Findings, at
+from selfsame.formats.check import Findings, Own, at
 from selfsame.formats.format import Format, Reading
 from selfsame.formats.preprocess import Preprocess
 from selfsame.run import RunDirectory
@@ -49,8 +50,14 @@ def facts_of(encoder: Encoder, model: Any) -> dict[str, Any]:
             "fingerprint": card.get("data") or known.get("data", {}).get("fingerprint"),
             "images": known.get("data", {}).get("images"),
         }
-        facts["recipe"] = facts["recipe"] or known.get("recipe")
         facts["scores"] = _scores(run.rows("eval"))
+        if facts["method"] is None:  # a run that is going on
+            recipe, newest = methods.read_recipe(run.recipe), checkpoint.latest(run.checkpoints)
+            facts |= {"method": recipe.method.name, "recipe": recipe.hash()}
+            facts["step"] = None if newest is None else checkpoint.step_of(newest)
+    elif isinstance(model, str | Path) and (Path(model) / EXPORT).is_file():
+        before = json.loads((Path(model) / EXPORT).read_text("utf-8"))
+        facts |= {key: before.get(key, facts[key]) for key in ("data", "scores")}
     return facts
 
 
@@ -88,8 +95,7 @@ def readme(
     ]
     if facts["method"]:
         trained += [
-            f"* method: {facts['method']}, step {facts['step']:,} of {facts['steps']:,}; recipe "
-            f"`{facts['recipe']}`",
+            f"* method: {facts['method']}, recipe `{facts['recipe']}`{_steps(facts)}",
             f"* data: {_count(data['images'])}fingerprint `{data['fingerprint']}`",
         ]
     else:
@@ -110,7 +116,9 @@ def readme(
             f"RankMe of the features: {facts['health']['rankme']:.1f} of {facts['dim']}.",
         ]
     checked = [f"Read by {found.version} in a process of its own, on {found.images}:", ""]
-    checked += [f"* {line}" for line in describe(kind, found)]
+    checked += _table(kind, found)
+    if found.own is not None:
+        checked += ["", f"Pixels {own_words(reading, found.own)}."]
     use = _block(here.use) if here.use else []
     transform = _block(here.transform) if here.transform else []
     return "\n".join(
@@ -144,44 +152,50 @@ def readme(
             "## Check",
             "",
             *checked,
-            *(f"* {line}" for line in int8),
+            *(["", "int8 beside it:", "", *(f"* {line}" for line in int8)] if int8 else []),
             "",
         ]
     )
 
 
-def describe(kind: Format, found: Findings) -> list[str]:
-    """What the check has found, a line each."""
+def describe(kind: Format, reading: Reading, found: Findings) -> list[str]:
+    """What the check has found, a line each, with a word in front."""
     if kind.tolerance == 0:
-        lines = [f"{d.what}: every bit the same" for d in found.differences]
-    else:
-        lines = [_largest(kind, found, suffix) for suffix in suffixes(found)]
+        return [f"same       {d.what}: every bit" for d in found.differences]
+    lines = []
+    for case in dict.fromkeys(d.on for d in found.differences):
+        here = [d for d in found.differences if d.on == case]
+        words = ", ".join(f"{d.what} {d.largest:.1e} ({d.relative:.1e})" for d in here)
+        lines.append(f"same       {case}: {words}")
+    lines.append(
+        "           largest differences, in brackets over the largest value, where "
+        f"{kind.tolerance:.0e} is allowed"
+    )
     if found.own is not None:
-        mean, largest, cosine = found.own
-        lines.append(
-            f"its preprocessing beside ours: pixels off by {mean:.2f} levels of 255 in the mean, "
-            f"{largest:.0f} at most; cosine of the features {cosine:.4f} or more"
-        )
+        lines.append(f"pixels     {own_words(reading, found.own)}")
     return lines
 
 
-def suffixes(found: Findings) -> list[str]:
-    """The kinds of input that were compared, as ``Difference.what`` ends."""
-    return list(dict.fromkeys(d.what.partition(" ")[2] for d in found.differences))
-
-
-def _largest(kind: Format, found: Findings, suffix: str) -> str:
-    """The differences on one kind of input: absolute, and over the largest value."""
-    parts = [
-        f"{d.what.partition(' ')[0]} {d.largest:.1e} ({d.relative:.1e})"
-        for d in found.differences
-        if d.what.partition(" ")[2] == suffix
-    ]
-    case = f" {suffix}" if suffix else ""
+def own_words(reading: Reading, own: Own) -> str:
+    """How the library's preprocessing compares."""
     return (
-        f"largest difference{case}, in brackets over the largest value: {', '.join(parts)}; "
-        f"allowed ({kind.tolerance:g})"
+        f"by {reading.transformer}: off by {own.mean:.2f} levels of 255 in the mean, "
+        f"{own.largest:.0f} at most; cosine of the features {own.cosine:.4f} or more"
     )
+
+
+def _table(kind: Format, found: Findings) -> list[str]:
+    """The differences as Markdown."""
+    if kind.tolerance == 0:
+        return [f"{d.what[0].upper()}{d.what[1:]}: every bit the same." for d in found.differences]
+    return [
+        "| input | output | largest difference | over the largest value | allowed |",
+        "|---|---|---:|---:|---:|",
+        *(
+            f"| {d.on} | {d.what} | {d.largest:.1e} | {d.relative:.1e} | {kind.tolerance:.0e} |"
+            for d in found.differences
+        ),
+    ]
 
 
 def _block(lines: Sequence[str]) -> list[str]:
@@ -191,6 +205,12 @@ def _block(lines: Sequence[str]) -> list[str]:
 def _options(options: Mapping[str, Any]) -> str:
     words = ", ".join(f"{key}={value}" for key, value in options.items())
     return f" ({words})" if words else ""
+
+
+def _steps(facts: Mapping[str, Any]) -> str:
+    if facts["step"] is None:
+        return ""
+    return f", step {facts['step']:,}" + (f" of {facts['steps']:,}" if facts["steps"] else "")
 
 
 def _count(images: int | None) -> str:

@@ -35,6 +35,7 @@ class Difference(NamedTuple):
     """How far what the library computes is from what the encoder computes."""
 
     what: str
+    on: str  # which input
     largest: float  # absolute difference
     scale: float  # largest absolute value of the encoder's
 
@@ -67,9 +68,7 @@ class Findings(NamedTuple):
         return {
             "library": self.version,
             "images": self.images,
-            "differences": {
-                d.what: {"largest": d.largest, "scale": d.scale} for d in self.differences
-            },
+            "differences": [each._asdict() for each in self.differences],
             "own_preprocessing": None if self.own is None else self.own._asdict(),
         }
 
@@ -222,14 +221,14 @@ def _compare(
         wanted = computed(encoder, x)
         for output in reading.outputs:
             a, b = torch.from_numpy(found[f"{key}.{output}"]), wanted[output]
-            where = {"x": "", "one": " of one image", "other": f" at {x.shape[-1]} px"}[key]
+            on = {"x": f"{len(x)} images", "one": "one alone", "other": f"at {x.shape[-1]} px"}[key]
             if a.shape != b.shape:
                 raise RunError(
-                    f"{output}{where} have the shape {list(a.shape)}, not {list(b.shape)}; "
+                    f"{output} ({on}) have the shape {list(a.shape)}, not {list(b.shape)}; "
                     "nothing was written",
                     tip="please report this network",
                 )
-            result.append(Difference(output + where, _largest(a - b), _largest(b)))
+            result.append(Difference(output, on, _largest(a - b), _largest(b)))
     return result
 
 
@@ -256,7 +255,7 @@ def _bits(encoder: Encoder, found: Mapping[str, np.ndarray]) -> list[Difference]
     wanted = digests(parts)
     wrong = sum(str(found.get(key)) != value for key, value in wanted.items())
     wrong += len(set(found) - set(wanted))
-    return [Difference(f"tensors ({len(wanted)})", float(wrong), 1.0)]
+    return [Difference(f"{len(wanted)} tensors", "", float(wrong), 1.0)]
 
 
 def _own(encoder: Encoder, images: Sample, found: Mapping[str, np.ndarray]) -> Own:

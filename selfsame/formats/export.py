@@ -14,7 +14,7 @@ from torch import Tensor, from_numpy, nn
 
 from selfsame import formats
 from selfsame.console import Console
-from selfsame.encoder import Encoder, load
+from selfsame.encoder import EXPORT, Encoder, load
 from selfsame.errors import DataError, RunError, UsageError
 from selfsame.evals import Data, Subject
 from selfsame.evals.knn import KNN
@@ -24,8 +24,6 @@ from selfsame.formats.check import Findings, Sample, at, computed, real_images, 
 from selfsame.formats.format import Format, Reading
 from selfsame.formats.preprocess import Preprocess
 from selfsame.run import RunDirectory
-
-FACTS = "export.json"
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def export(
         )
     kind.available()
     folder = _place(model, kind, out, overwrite)
-    if isinstance(model, Encoder):
+    if isinstance(model, nn.Module):
         model = copy.deepcopy(model)  # it is moved to the CPU
     encoder = load(
         model,
@@ -93,15 +91,15 @@ def export(
         weights=weights,
         image_size=image_size,
         channels=channels,
-        backbone=backbone,
+        backbone=copy.deepcopy(backbone),
     )
     formats.check_network(kind, encoder)
     console = Console(quiet=quiet)
     facts, pre = facts_of(encoder, model), Preprocess.of(encoder)
-    name = model if isinstance(model, str | Path) else type(model).__name__
+    name = f"{model}: " if isinstance(model, str | Path) else ""
     head = f", {encoder.head.facts()['kind']} classifier" if encoder.head is not None else ""
     console.say(
-        f"model      {name}: {facts['network']}, {encoder.dim} features{head}, images of "
+        f"model      {name}{facts['network']}, {encoder.dim} features{head}, images of "
         f"{pre.size} px with {pre.channels} channel{'s' * (pre.channels > 1)}"
     )
     images = real_images(encoder, data, _training_data(model))
@@ -112,12 +110,11 @@ def export(
             reading = kind.write(encoder, temporary)
             console.say(
                 f"format     {'; '.join((kind.name, *reading.notes))}",
-                f"checking   in a new process with {kind.library} alone ...",
             )
             findings = verify(kind, encoder, reading, temporary, images)
             console.say(
-                f"           {findings.version}, {findings.images}",
-                *(f"same       {line}" for line in describe(kind, findings)),
+                f"read       by {findings.version} in a new process, on {findings.images}",
+                *describe(kind, reading, findings),
             )
             small = _quantised(kind, encoder, reading, temporary, images, data) if int8 else None
             words = [] if small is None else _int8_words(small)
@@ -127,8 +124,8 @@ def export(
             facts["check"] = {"tolerance": kind.tolerance, **findings.facts()}
             if small is not None:
                 facts["int8"] = dict(small)
-            _write(temporary / FACTS, json.dumps(facts, indent=2) + "\n")
-            card = readme(kind, reading, findings, facts, pre, [f"int8: {line}" for line in words])
+            _write(temporary / EXPORT, json.dumps(facts, indent=2) + "\n")
+            card = readme(kind, reading, findings, facts, pre, words)
             _write(temporary / "README.md", card)
             listed = _listing(temporary)
     except OSError as error:
@@ -136,7 +133,7 @@ def export(
     console.say(
         f"saved      {folder}: {listed}; README.md waits for your licence",
         f"load       x is float32 [B, {pre.channels}, {pre.size}, {pre.size}], preprocessed as "
-        "README.md says",
+        "README.md says:",
     )
     filled = at(reading, folder)
     return Export(folder, filled.load, filled.use, findings, small)
@@ -151,7 +148,7 @@ def _place(model: Any, kind: Format, out: str | Path | None, overwrite: bool) ->
     if folder.is_file():
         raise UsageError(f"{folder} is a file", tip="name a folder: an export is several files")
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / FACTS).is_file():
+        if not (folder / EXPORT).is_file():
             raise UsageError(f"{folder} is not empty", tip="name a new folder with -o")
         if not overwrite:
             raise UsageError(

@@ -28,6 +28,7 @@ class Reading(NamedTuple):
     use: Sequence[str]
     outputs: Sequence[str]
     transform: Sequence[str] = ()  # defines ``transform``: a PIL image -> [C, S, S]
+    transformer: str = "Pillow"  # who does that
     arrays: Literal["torch", "numpy"] = "torch"  # what ``x`` is
     notes: Sequence[str] = ()  # what a user should know
     other: int | None = None  # another side, pixels, that it must take, too

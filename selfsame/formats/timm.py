@@ -104,6 +104,7 @@ class Timm(Format):
             use,
             outputs,
             transform if pre.channels == 3 else (),
+            transformer="timm",
             notes=[f"name {name}", *notes],
         )
 
@@ -121,9 +122,8 @@ def _resnet(network: ResNet) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 
 def _vit(network: ViT) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     shape = vit_shape(network)
-    name = {own: name for name, own in SIZES.items()}.get(
-        (shape.dim, shape.depth, shape.heads), "vit_base"
-    )
+    named = {width: name for name, (width, _, _) in SIZES.items()}
+    name = named.get(shape.dim, "vit_base")  # the arguments say all that differs
     name += "_patch14_224" if name == "vit_huge" else "_patch16_224"
     hidden = shape.hidden
     if shape.swiglu:  # the name brings the gated perceptron; its first layer holds both halves

@@ -53,15 +53,13 @@ class Torchvision(Format):
             "import torch, torchvision",
             *build,
             end,
-            f'model.load_state_dict(torch.load("{{at}}/{FILE}", weights_only=True))',
-            "model.eval()",
+            f'model.eval().load_state_dict(torch.load("{{at}}/{FILE}", weights_only=True))',
         ]
         if isinstance(network, ResNet):
             stage = f"layer{network.stages}"
-            load += [
-                "from torchvision.models.feature_extraction import create_feature_extractor",
-                f'features = create_feature_extractor(model, ["{stage}"])',
-            ]
+            extractor = "from torchvision.models.feature_extraction import create_feature_extractor"
+            load.insert(1, extractor)
+            load.append(f'features = create_feature_extractor(model, ["{stage}"])')
             use = [
                 f'tokens = features(x)["{stage}"].flatten(2).transpose(1, 2)',
                 "pooled = tokens.mean(1)",
@@ -73,7 +71,8 @@ class Torchvision(Format):
             use, scores, outputs = ["pooled = model(x)"], "head(pooled)", ["pooled"]
         if head is not None:
             use, outputs = [*use, f"scores = {scores}"], [*outputs, "scores"]
-        return Reading(load, use, outputs, pre.torchvision(), notes=notes)
+        transform = pre.torchvision()
+        return Reading(load, use, outputs, transform, transformer="torchvision", notes=notes)
 
 
 def _resnet(network: ResNet) -> tuple[list[str], str, dict[str, Tensor]]:

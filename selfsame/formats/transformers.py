@@ -69,7 +69,9 @@ class Transformers(Format):
             "def transform(image):  # a PIL image",
             '    return processor(image, return_tensors="pt").pixel_values[0]',
         )
-        return reading._replace(transform=transform if pre.channels == 3 else ())
+        if pre.channels != 3:
+            return reading
+        return reading._replace(transform=transform, transformer="transformers")
 
     def _ours(self, encoder: Encoder, folder: Path) -> Reading:
         network = encoder.backbone
