@@ -25,7 +25,9 @@ from selfsame.data.order import spaced
 from selfsame.data.sample import sample
 from selfsame.encoder import Encoder
 from selfsame.errors import DataError, RunError, SelfsameError
-from selfsame.formats.format import Format, Reading
+from selfsame.evals import Data
+from selfsame.formats.format import Format, Reading, tensors
+from selfsame.formats.reader import digests
 from selfsame.types import Source
 
 IMAGES = 8  # that are compared, evenly spaced over the data
@@ -89,7 +91,7 @@ def real_images(encoder: Encoder, data: Any = None, fallback: Any = None) -> Sam
         DataError: none can be read as the encoder wants them.
     """
     if data is not None:
-        return _some(encoder, open_source(data), "of the data")
+        return _some(encoder, Data(data).images, "of the data")
     if fallback is not None:
         with suppress(SelfsameError, OSError):
             return _some(encoder, open_source(fallback), "of the run's training data")
@@ -246,9 +248,6 @@ def computed(encoder: Encoder, x: Tensor) -> dict[str, Tensor]:
 
 def _bits(encoder: Encoder, found: Mapping[str, np.ndarray]) -> list[Difference]:
     """Whether every tensor came back bit by bit."""
-    from selfsame.formats.format import tensors
-    from selfsame.formats.reader import digests
-
     parts: dict[str, Any] = {"state": tensors(encoder.backbone.state_dict())}
     if encoder.head is not None:
         parts["head"] = tensors(encoder.head.state_dict())

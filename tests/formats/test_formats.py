@@ -63,7 +63,7 @@ CASES = {
     "torchvision-cifar": Case("torchvision/resnet18", 32, {"stem": "cifar"}, ("torchvision",), 1),
     "module": Case("module", 32, {}, ()),
 }
-GRAPHS = ("patch", "mean", "module")  # the rest of them is slow
+GRAPHS = ("mean", "module")  # the rest of them is slow
 
 
 class Mine(nn.Module):
@@ -178,9 +178,8 @@ def test_a_graph_can_always_be_written(case: str, name: str, tmp_path: Path) -> 
         ("swiglu", "transformers"),
         ("timm", "timm"),
         ("torchvision", "torchvision"),
-        ("patch", "torch-export"),
+        pytest.param("patch", "torch-export", marks=pytest.mark.slow),
         ("patch", "torchscript"),
-        ("cls", "onnx"),
     ],
 )
 def test_a_linear_classifier_goes_along(case: str, name: str, tmp_path: Path) -> None:
@@ -192,7 +191,10 @@ def test_a_linear_classifier_goes_along(case: str, name: str, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", ["onnx", "torch-export", "torchscript", "timm"])
+@pytest.mark.parametrize(
+    "name",
+    ["onnx", "torchscript", "timm", pytest.param("torch-export", marks=pytest.mark.slow)],
+)
 def test_a_nearest_neighbour_classifier_goes_along_as_a_graph(name: str, tmp_path: Path) -> None:
     _, reading, _ = written(CASES["cls"], name, tmp_path, "knn")
     assert ("scores" in reading.outputs) == (name != "timm")
