@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,9 +104,14 @@ def real_images(encoder: Encoder, data: Any = None, fallback: Any = None) -> Sam
 
 
 def verify(
-    kind: Format, encoder: Encoder, reading: Reading, folder: Path, images: Sample
+    kind: Format,
+    encoder: Encoder,
+    reading: Reading,
+    folder: Path,
+    images: Sample,
+    tolerance: float | None = None,
 ) -> Findings:
-    """Read an export in a new process and compare.
+    """Read an export in a new process and compare, by the format's tolerance or another one.
 
     Raises:
         RunError: it cannot be read, or what comes out differs by more than the tolerance.
@@ -117,18 +121,19 @@ def verify(
         shape = (2, encoder.channels, reading.other, reading.other)
         given["other"] = F.interpolate(images.x[:2], shape[2:], mode="bilinear")
     found = _read(kind, reading, folder, given, images)
-    version = f"{kind.library} {metadata.version(kind.library)}"
+    version = f"{kind.library} {found.pop('version')}"
+    tolerance = kind.tolerance if tolerance is None else tolerance
     words = f"{len(images.readable)} images {images.words}"
     if not reading.use:
         differences = tuple(_bits(encoder, found))
     else:
         differences = tuple(_compare(encoder, reading, given, found))
     for difference in differences:
-        if difference.relative > kind.tolerance:
+        if difference.relative > tolerance:
             raise RunError(
                 f"{version} computes other {difference.what} than the encoder: they differ by "
                 f"{difference.largest:.2g}, of values up to {difference.scale:.2g} (tolerance "
-                f"{kind.tolerance:g} of that); nothing was written",
+                f"{tolerance:g} of that); nothing was written",
                 tip="please report this network; onnx or torch-export may do meanwhile",
             )
     own = _own(encoder, images, found) if "own.x" in found else None
@@ -170,6 +175,7 @@ def _read(
             "arrays": reading.arrays,
             "outputs": list(reading.outputs),
             "pictures": pictures,
+            "library": kind.library,
         }
         (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
         run_apart(place, kind.library)
@@ -246,6 +252,11 @@ def computed(encoder: Encoder, x: Tensor) -> dict[str, Tensor]:
     return {name: value.float() for name, value in found.items()}
 
 
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of the rows of two tensors, however small the rows are: [B]."""
+    return F.cosine_similarity(a.double(), b.double(), dim=1, eps=1e-30)
+
+
 def _bits(encoder: Encoder, found: Mapping[str, np.ndarray]) -> list[Difference]:
     """Whether every tensor came back bit by bit."""
     parts: dict[str, Any] = {"state": tensors(encoder.backbone.state_dict())}
@@ -262,7 +273,7 @@ def _own(encoder: Encoder, images: Sample, found: Mapping[str, np.ndarray]) -> O
     deviation = torch.tensor(encoder.norm.std)[:, None, None]
     levels = ((ours - theirs) * deviation * 255).abs()
     wanted = computed(encoder, ours)["pooled"]
-    cosine = F.cosine_similarity(wanted, torch.from_numpy(found["own.pooled"]), dim=1)
+    cosine = cosines(wanted, torch.from_numpy(found["own.pooled"]))
     return Own(levels.mean().item(), levels.max().item(), cosine.min().item())
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, from_numpy, nn
 
 from selfsame import formats
@@ -20,7 +19,7 @@ from selfsame.evals import Data, Subject
 from selfsame.evals.knn import KNN
 from selfsame.files import atomic, refused
 from selfsame.formats.card import describe, facts_of, readme
-from selfsame.formats.check import Findings, Sample, at, computed, real_images, verify
+from selfsame.formats.check import Findings, Sample, at, computed, cosines, real_images, verify
 from selfsame.formats.format import Format, Reading
 from selfsame.formats.preprocess import Preprocess
 from selfsame.run import RunDirectory
@@ -143,7 +142,7 @@ def _place(model: Any, kind: Format, out: str | Path | None, overwrite: bool) ->
     """The folder to write, which is free or holds an export that may go."""
     if out is None:
         name = str(model).rstrip("/").split("/")[-1] if isinstance(model, str | Path) else "model"
-        out = f"{name or 'model'}-{kind.name.rpartition(':')[2]}"
+        out = f"{name or 'model'}-{kind.name}"
     folder = Path(out)
     if folder.is_file():
         raise UsageError(f"{folder} is a file", tip="name a folder: an export is several files")
@@ -173,9 +172,8 @@ def _quantised(
 
     small = quantise(folder)
     load = [line.replace(FILE, INT8) for line in reading.load]
-    loose = type(kind)()
-    loose.tolerance = float("inf")  # type: ignore[misc]
-    found = verify(loose, encoder, reading._replace(load=load, transform=()), folder, images)
+    reading = reading._replace(load=load, transform=())
+    found = verify(kind, encoder, reading, folder, images, tolerance=float("inf"))
     pooled = from_numpy(found.outputs["x.pooled"])
     wanted: Tensor = computed(encoder, images.x)["pooled"]
     if not pooled.isfinite().all():
@@ -183,7 +181,7 @@ def _quantised(
     result = {
         "bytes": float(small.stat().st_size),
         "float_bytes": float(sum(f.stat().st_size for f in folder.glob(f"{FILE}*"))),
-        "cosine": F.cosine_similarity(pooled, wanted, dim=1).min().item(),
+        "cosine": cosines(pooled, wanted).min().item(),
     }
     try:
         labelled = None if data is None else Data(data).labelled

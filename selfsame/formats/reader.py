@@ -23,7 +23,7 @@ def main(place: Path) -> None:
     exec(job["load"], names)
     found: dict[str, Any] = {}
     if not job["use"]:
-        np.savez(place / "found.npz", **digests(names))
+        np.savez(place / "found.npz", **digests(names), version=version(job["library"]))
         return
     still: Any = nullcontext()
     if job["arrays"] == "torch":
@@ -49,7 +49,12 @@ def main(place: Path) -> None:
             own = [np.asarray(names["transform"](picture), np.float32) for picture in pictures]
             found["own.x"] = np.stack(own)
             compute("own", found["own.x"])
-    np.savez(place / "found.npz", **found)
+    np.savez(place / "found.npz", **found, version=version(job["library"]))
+
+
+def version(library: str) -> str:
+    """The version of a library that has been imported."""
+    return str(getattr(sys.modules[library], "__version__", "of an unknown version"))
 
 
 def digests(names: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Timm(Format):
             name, arguments, state = _vit(network)
         else:
             name, arguments, state = _own(encoder)
+        if head is not None and not isinstance(_classifier(name), str):
+            head, notes = None, ["without the classifier: timm's network has two"]
         classes = 0 if head is None else head.out_features
         model: Any = timm.create_model(name, num_classes=classes, **arguments)
         config = dict(model.pretrained_cfg)
@@ -177,6 +179,14 @@ def _own(encoder: Encoder) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
             continue
         return name, common | extra, state
     raise UsageError(f"timm does not build {name} with {common}", tip="--format onnx can write it")
+
+
+def _classifier(name: str) -> Any:
+    """What timm calls the classifier of a network: a name, or names where there are two."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    return None if config is None else config.classifier
 
 
 def _use(model: Any, pre: Preprocess) -> tuple[list[str], list[str]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ class Transformers(Format):
         """A network that transformers built for us."""
         module: Any = network.module
         notes = [] if encoder.head is None else ["without the classifier: onnx and others carry it"]
-        module.save_pretrained(folder)
+        with _no_bars():
+            module.save_pretrained(folder)
         example = torch.zeros(1, encoder.channels, encoder.image_size, encoder.image_size)
         extra = "".join(f", {key}={value}" for key, value in network.extra.items())
         with torch.no_grad():
@@ -144,6 +146,20 @@ class Transformers(Format):
         return Reading(
             load, use, ["pooled", "tokens"], notes=[f"class {type(module).__name__}", *notes]
         )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _processor(pre: Preprocess) -> dict[str, Any]:

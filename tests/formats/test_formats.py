@@ -14,7 +14,7 @@ from helpers import textures
 from torch import nn
 
 from selfsame import backbones
-from selfsame.encoder import Encoder
+from selfsame.encoder import Encoder, load
 from selfsame.errors import UsageError
 from selfsame.formats import FORMATS, check, check_network, find, reader
 from selfsame.formats.check import real_images, verify
@@ -199,6 +199,38 @@ def test_a_nearest_neighbour_classifier_goes_along_as_a_graph(name: str, tmp_pat
     _, reading, _ = written(CASES["cls"], name, tmp_path, "knn")
     assert ("scores" in reading.outputs) == (name != "timm")
     assert any("without the KNN" in note for note in reading.notes) == (name == "timm")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", ["ViT", "ResNet"])
+def test_a_network_of_transformers_goes_back_there(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    if kind == "ResNet":
+        config = transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+        )
+    else:
+        config = transformers.ViTConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+        )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "theirs")
+    encoder = load(tmp_path / "theirs", device="cpu", image_size=32)
+    (tmp_path / "out").mkdir()
+    format = find("transformers")()
+    reading = format.write(encoder, tmp_path / "out")
+    images = real_images(encoder, list(textures(8, 48)))
+    found = verify(format, encoder, reading, tmp_path / "out", images)
+    assert [d.what for d in found.differences] == ["pooled", "tokens"] * 2
+    again = load(tmp_path / "out", device="cpu", image_size=32)
+    assert again.norm == encoder.norm
+
+
+@pytest.mark.usefixtures("here")
+def test_two_classifiers_of_timm_are_left_alone(tmp_path: Path) -> None:
+    case = Case("timm/deit_tiny_distilled_patch16_224", 32, {"depth": 1}, ("timm",))
+    _, reading, _ = written(case, "timm", tmp_path, "linear")
+    assert list(reading.outputs) == ["pooled", "tokens"]
+    assert any("has two" in note for note in reading.notes)
 
 
 def test_the_table_holds_formats() -> None:
