@@ -10,7 +10,7 @@ from typing import Any
 from selfsame import __version__, checkpoint, methods
 from selfsame.encoder import EXPORT, Encoder
 from selfsame.evals import EVALUATORS, find
-from selfsame.formats.check import Findings, Own, at
+from selfsame.formats.check import Difference, Findings, Own, at
 from selfsame.formats.format import Format, Reading
 from selfsame.formats.preprocess import Preprocess
 from selfsame.run import RunDirectory
@@ -165,15 +165,19 @@ def describe(kind: Format, reading: Reading, found: Findings) -> list[str]:
     lines = []
     for case in dict.fromkeys(d.on for d in found.differences):
         here = [d for d in found.differences if d.on == case]
-        words = ", ".join(f"{d.what} {d.largest:.1e} ({d.relative:.1e})" for d in here)
-        lines.append(f"same       {case}: {words}")
-    lines.append(
-        "           largest differences, in brackets over the largest value, where "
-        f"{kind.tolerance:.0e} is allowed"
-    )
+        lines.append(f"same       {case}: {', '.join(map(_difference, here))}")
+    if any(d.largest for d in found.differences):
+        lines.append(
+            "           the largest differences, in brackets over the largest value, where "
+            f"{kind.tolerance:.0e} is allowed"
+        )
     if found.own is not None:
         lines.append(f"pixels     {own_words(reading, found.own)}")
     return lines
+
+
+def _difference(d: Difference) -> str:
+    return f"{d.what} {d.largest:.1e} ({d.relative:.1e})" if d.largest else f"{d.what} equal"
 
 
 def own_words(reading: Reading, own: Own) -> str:

@@ -107,9 +107,7 @@ def export(
         with atomic(folder) as temporary:
             temporary.mkdir()
             reading = kind.write(encoder, temporary)
-            console.say(
-                f"format     {'; '.join((kind.name, *reading.notes))}",
-            )
+            console.say(f"format     {'; '.join((kind.name, *reading.notes))}")
             findings = verify(kind, encoder, reading, temporary, images)
             console.say(
                 f"read       by {findings.version} in a new process, on {findings.images}",
@@ -129,11 +127,10 @@ def export(
             listed = _listing(temporary)
     except OSError as error:
         raise refused(str(folder), error, "write it again") from error
-    console.say(
-        f"saved      {folder}: {listed}; README.md waits for your licence",
-        f"load       x is float32 [B, {pre.channels}, {pre.size}, {pre.size}], preprocessed as "
-        "README.md says:",
-    )
+    console.say(f"saved      {folder}: {listed}; README.md waits for your licence")
+    if reading.use:
+        shape = f"[B, {pre.channels}, {pre.size}, {pre.size}]"
+        console.say(f"load       x is float32 {shape}, preprocessed as README.md says:")
     filled = at(reading, folder)
     return Export(folder, filled.load, filled.use, findings, small)
 
