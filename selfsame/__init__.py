@@ -1,7 +1,7 @@
 """selfsame: learn representations from unlabelled images, and prove each step.
 
-The verbs are ``pretrain``, ``distill``, ``evaluate``, ``embed``, ``load`` and ``pack``; they are
-imported on first use, so that ``import selfsame`` takes no time.
+The verbs are ``pretrain``, ``distill``, ``evaluate``, ``embed``, ``export``, ``load`` and ``pack``; they
+are imported on first use, so that ``import selfsame`` takes no time.
 """
 
 import gc
@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from selfsame.api import Result, distill, embed, evaluate, pack, pretrain
     from selfsame.encoder import Encoder, load
+    from selfsame.formats.export import export
     from selfsame.recipe import Recipe
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "embed": "selfsame.api",
     "distill": "selfsame.api",
     "evaluate": "selfsame.api",
+    "export": "selfsame.formats.export",
     "load": "selfsame.encoder",
     "pack": "selfsame.api",
     "pretrain": "selfsame.api",
@@ -34,6 +36,7 @@ __all__ = [
     "distill",
     "embed",
     "evaluate",
+    "export",
     "load",
     "pack",
     "pretrain",

@@ -419,6 +419,58 @@ def embed(
 
 
 @app.command()
+def export(
+    model: Model,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="safetensors, timm, torchvision, transformers, onnx, torch-export or torchscript.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The folder to write. [default: MODEL-FORMAT]"),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Images to compare on. [default: those of the training, or our sample]"),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="onnx: also 8-bit weights, scored on a labelled --data.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="A file of weights for a named network.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Input side of a named network, pixels. [default: 224]")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export that lies there.")
+    ] = False,
+) -> None:
+    """Write a model for another library, and check that it computes the same there.
+
+    The folder has a model card and preprocessing. It is there only if that library, in a process
+    of its own, read it and came to the same features. Prints the Python that loads it.
+    """
+    import selfsame
+
+    done = selfsame.export(
+        model,
+        format,
+        out,
+        data=_data(data) if data else None,
+        int8=int8,
+        weights=weights,
+        image_size=size,
+        overwrite=overwrite,
+    )
+    print("\n".join([*done.load, *done.use]))
+
+
+@app.command()
 def pack(
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write: NAME.pack.")],

@@ -6,17 +6,15 @@ of the 8,000 are used by the evaluators alone (and 100 of them by the supervised
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from selfsame.api import Result, pretrain
 from selfsame.console import Console
-from selfsame.data import Labelled, Subset
-from selfsame.data.arrays import ArraySource
+from selfsame.data import Subset
+from selfsame.data.sample import SIDE, sample
 from selfsame.encoder import random_like
 from selfsame.evals import Data, Subject, evaluators, score
 from selfsame.evals.pixels import pixels
@@ -26,26 +24,9 @@ from selfsame.recipe import BackboneConfig, Recipe
 from selfsame.run import RunDirectory
 from selfsame.views.spec import View
 
-SIDE = 32  # pixels
 LABELS_A_CLASS = 10  # that the supervised control learns from
 
 NETWORK = BackboneConfig(name="resnet14", options={"stem": "patch", "width": 32})
-
-
-def sample() -> Labelled:
-    """The images that ship with selfsame, as they were decoded: uint8 [N, 32, 32, 3]."""
-    folder = files("selfsame") / "assets"
-    with (folder / "cifar10-labels.npz").open("rb") as file:
-        arrays = dict(np.load(file))
-    parts = []
-    for name in ("train", "test"):
-        with (folder / f"cifar10-{name}.jpg").open("rb") as file:
-            mosaic = np.asarray(Image.open(file).convert("RGB"))  # rows of 100 images
-        rows = mosaic.reshape(-1, SIDE, mosaic.shape[1] // SIDE, SIDE, 3)
-        images = np.ascontiguousarray(rows.swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3))
-        parts.append(ArraySource(images, arrays[name].astype(np.int64), arrays["classes"].tolist()))
-    train, test = parts
-    return Labelled(train, test, "CIFAR-10 sample: 8,000 train and 2,000 test images in 10 classes")
 
 
 def recipe() -> Recipe:

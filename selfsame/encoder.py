@@ -20,7 +20,7 @@ from selfsame.backbones.lora import add_lora, merged
 from selfsame.data import Images, open_source
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, UsageError
-from selfsame.files import atomic, refused
+from selfsame.files import atomic, reason, refused
 from selfsame.nn.classify import Classifier, restore
 from selfsame.nn.positions import resize_positions
 from selfsame.nn.taught import Taught, TaughtConfig
@@ -32,6 +32,7 @@ from selfsame.views import eval_view
 from selfsame.views.presets import eval_crop
 
 CARD = "card.json"
+EXPORT = "export.json"  # in the folders that ``selfsame.export`` writes
 HEAD = "head.safetensors"
 IMAGE_SIZE = 224  # pixels: of a named network, where nothing else is said
 WEIGHTS = "backbone.safetensors"
@@ -298,6 +299,11 @@ def load(
         encoder = _exported(Path(model), backbone)
     elif (Path(model) / "recipe.toml").is_file():
         encoder = _unfinished(RunDirectory.open(model), backbone)
+    elif (kind := _exported_for(Path(model))) not in (None, "transformers"):
+        raise UsageError(
+            f"{model} is an export for other programs (format {kind})",
+            tip="name the run that it came from, or export that with --format safetensors",
+        )
     elif (Path(model) / "config.json").is_file():
         encoder = _named(f"transformers/{model}", weights, image_size, channels)
     elif Path(model).exists():
@@ -461,8 +467,14 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
             tip="pass that module: selfsame.load(path, backbone=module)",
         )
     network = _build(config or BackboneConfig(), size, channels, backbone)
-    network.load_state_dict(load_file(folder / WEIGHTS))
-    head = restore(card["head"], load_file(folder / HEAD)) if card.get("head") else None
+    try:
+        network.load_state_dict(_tensors(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise UsageError(
+            f"the weights in {folder} are not those of its card: {reason(error)}",
+            tip="write it again: a run's last step with --resume, an export with selfsame export",
+        ) from None
+    head = restore(card["head"], _tensors(folder / HEAD)) if card.get("head") else None
     return Encoder(
         network,
         config=config,
@@ -474,6 +486,23 @@ def _exported(folder: Path, backbone: nn.Module | None) -> Encoder:
         head=head,
         classes=card.get("classes"),
     )
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file of safetensors, which holds nothing else."""
+    try:
+        return dict(load_file(file))
+    except Exception as error:  # safetensors has its own
+        raise UsageError(
+            f"cannot read the weights in {file}: {reason(error)}",
+            tip="the file is damaged or another kind of file: copy or write it again",
+        ) from None
+
+
+def _exported_for(folder: Path) -> str | None:
+    """The format of a folder that ``selfsame.export`` wrote, None of any other."""
+    file = folder / EXPORT
+    return str(json.loads(file.read_text("utf-8"))["format"]) if file.is_file() else None
 
 
 def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:

@@ -37,7 +37,7 @@ FLOORS = [
     {"encoder"},
     {"console", "guard", "plan", "trackers"},
     {"train", "evals"},
-    {"judge", "report"},
+    {"judge", "report", "formats"},
     {"api"},
     {"demo", "doctor", "verify"},
     {"cli"},

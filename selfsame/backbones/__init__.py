@@ -434,14 +434,8 @@ def _timm(
         "in_chans": channels,
         **options,
     }
-    # Transformers want the image size, and many can then take others too; the rest take none.
-    extras: tuple[dict[str, Any], ...] = (
-        {"img_size": size, "dynamic_img_size": True},
-        {"img_size": size, "strict_img_size": False},
-        {"img_size": size},
-    )
     module: Any
-    for extra in extras:
+    for extra in timm_sizes(size):
         try:
             module = timm.create_model(name, **common, **extra)
             break
@@ -451,6 +445,18 @@ def _timm(
         module = timm.create_model(name, **common)
     config = module.pretrained_cfg
     return module, _spread(Norm(tuple(config["mean"]), tuple(config["std"])), channels)
+
+
+def timm_sizes(size: int) -> tuple[dict[str, Any], ...]:
+    """What timm's constructors take for images of ``size`` pixels: the first that is accepted.
+
+    Transformers want the image size, and many can then take others too; the rest take none.
+    """
+    return (
+        {"img_size": size, "dynamic_img_size": True},
+        {"img_size": size, "strict_img_size": False},
+        {"img_size": size},
+    )
 
 
 def _torchvision(

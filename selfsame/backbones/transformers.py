@@ -37,7 +37,8 @@ class HuggingFace(Backbone):
         self.module = module
         self.norm = norm
         takes = inspect.signature(module.forward).parameters
-        self._extra = (
+        # what its forward is given besides the images
+        self.extra = (
             {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
         )
         was_training = module.training
@@ -51,7 +52,7 @@ class HuggingFace(Backbone):
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images [B, C, S, S]."""
-        found = self.module(pixel_values=x, **self._extra)
+        found = self.module(pixel_values=x, **self.extra)
         y = found.last_hidden_state
         if y.ndim == 4:  # a convolutional map
             pooled = found.pooler_output

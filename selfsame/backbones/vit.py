@@ -346,7 +346,8 @@ class ViT(Backbone):
             if self.dist_token is not None:
                 first = torch.cat([first, self.dist_token], dim=1)
             first = first + self.pos_embed[:, : self.prefix]
-            x = torch.cat([first.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+            # x.shape[0] and not len(x), which a traced graph would take for a constant
+            x = torch.cat([first.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm_pre(x), grid
 
     def feed_forwards(self, x: Tensor, last: int) -> list[Tensor]:

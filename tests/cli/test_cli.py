@@ -34,8 +34,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"selfsame {__version__}\n"
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    commands = ("demo", "pretrain", "evaluate", "report", "compare", "embed", "pack", "recipes")
-    for command in (*commands, "doctor"):
+    commands = ("demo", "pretrain", "evaluate", "report", "compare", "embed", "export", "pack")
+    for command in (*commands, "recipes", "doctor"):
         assert f"\n  {command} " in listed
         assert main([command, "--help"]) == 0
         assert "Usage: selfsame" in capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
             "pretrian simclr {photos}",
             "error: no such command 'pretrian'\n"
             "tip: did you mean 'pretrain'? commands: demo, pretrain, distill, evaluate, "
-            "report, compare, embed, pack, recipes, doctor\n",
+            "report, compare, embed, export, pack, recipes, doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",
