@@ -1,7 +1,8 @@
 """selfsame: learn representations from unlabelled images, and prove each step.
 
-The verbs are ``pretrain``, ``evaluate``, ``embed``, ``load`` and ``pack``; they are imported on
-first use, so that ``import selfsame`` takes no time.
+The verbs are ``pretrain``, ``evaluate``, ``load`` and ``pack``; ``embed``, ``search``, ``dedup``,
+``outliers`` and ``select``; ``classify`` and ``predict``. They are imported on first use, so that
+``import selfsame`` takes no time.
 """
 
 import gc
@@ -11,22 +12,47 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from selfsame.api import Result, embed, evaluate, pack, pretrain
+    from selfsame.api import Result, evaluate, pack, pretrain
+    from selfsame.classifier import classify, predict
     from selfsame.encoder import Encoder, load
+    from selfsame.index import Index, dedup, embed, outliers, search, select
     from selfsame.recipe import Recipe
 
 _HOMES = {
     "Encoder": "selfsame.encoder",
+    "Index": "selfsame.index",
     "Recipe": "selfsame.recipe",
     "Result": "selfsame.api",
-    "embed": "selfsame.api",
+    "classify": "selfsame.classifier",
+    "dedup": "selfsame.index",
+    "embed": "selfsame.index",
     "evaluate": "selfsame.api",
     "load": "selfsame.encoder",
+    "outliers": "selfsame.index",
     "pack": "selfsame.api",
+    "predict": "selfsame.classifier",
     "pretrain": "selfsame.api",
+    "search": "selfsame.index",
+    "select": "selfsame.index",
 }
 
-__all__ = ["Encoder", "Recipe", "Result", "embed", "evaluate", "load", "pack", "pretrain"]
+__all__ = [
+    "Encoder",
+    "Index",
+    "Recipe",
+    "Result",
+    "classify",
+    "dedup",
+    "embed",
+    "evaluate",
+    "load",
+    "outliers",
+    "pack",
+    "predict",
+    "pretrain",
+    "search",
+    "select",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -191,6 +192,22 @@ class Encoder(nn.Module):
             levels=self.levels,
             cache_bytes=cache_bytes,
         )
+
+    def fingerprint(self) -> str:
+        """Hash of all that an embedding depends on besides the image: weights, network, view.
+
+        A user's own module is known by its class's name and its weights.
+        """
+        network = getattr(self.backbone, "module", self.backbone)
+        name = self.config.model_dump_json() if self.config else type(network).__qualname__
+        crop = eval_crop(self.image_size)
+        facts = (name, self.image_size, self.channels, self.norm, self.levels, crop)
+        digest = hashlib.sha256(repr(facts).encode())
+        for key, value in self.backbone.state_dict().items():
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy().data)
+        return digest.hexdigest()
 
     def save(self, folder: Path, **card: Any) -> None:
         """Write ``backbone.safetensors``, ``card.json`` and a classifier's ``head.safetensors``.

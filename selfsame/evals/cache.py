@@ -12,17 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfsame.encoder import Encoder
 from selfsame.files import atomic, cache_folder
 from selfsame.types import Source
-from selfsame.views.presets import eval_crop
 
 LIMIT = 2 * 2**30  # bytes that the cache may take; the entries used longest ago go first
-FORMAT = 1  # of entries: raise it where the same key would mean other features
+FORMAT = 2  # of entries: raise it where the same key would mean other features
 
 Entry = dict[str, Tensor]
 
@@ -112,19 +110,8 @@ def encoder_key(encoder: Encoder) -> str | None:
     """
     if encoder.config is None:
         return None
-    facts = (
-        FORMAT,
-        encoder.config.model_dump_json(),
-        *(encoder.image_size, encoder.channels, encoder.norm, encoder.levels),
-        eval_crop(encoder.image_size),
-        encoder.device.type,
-    )
-    digest = hashlib.sha256(repr(facts).encode())
-    for name, value in encoder.backbone.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(data.numpy().data)
-    return digest.hexdigest()
+    facts = f"{FORMAT} {encoder.device.type} {encoder.fingerprint()}"
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def entry_key(encoder: str, source: Source, what: str) -> str:
