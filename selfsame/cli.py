@@ -350,7 +350,7 @@ def dedup(
     index: IndexFile,
     threshold: Annotated[
         float, typer.Option(help="Cosine similarity from which two images are alike.")
-    ] = 0.98,
+    ] = 0.99,
     exact: Exact = None,
     html: HtmlFile = None,
     data: Embedded = None,

@@ -19,7 +19,7 @@ from selfsame.nn.neighbours import Pairs, alike, components, nearest, outliernes
 from selfsame.nn.precision import unit
 
 NEIGHBOURS = 10  # of a query; whose mean distance says how far out an image lies
-THRESHOLD = 0.98  # cosine similarity from which two images count as copies
+THRESHOLD = 0.99  # cosine similarity from which two images count as copies
 MANY = 0.5  # share of the images in near-duplicate groups that no data set explains
 HOW = {"typical": typical, "k-centre": k_centre}
 
@@ -152,7 +152,7 @@ def dedup(
     """
     index = _open(index)
     if not 0 < threshold <= 1:
-        raise UsageError(f"threshold is {threshold}", tip="a cosine above 0, at most 1: 0.98")
+        raise UsageError(f"threshold is {threshold}", tip="a cosine above 0, at most 1: 0.99")
     x = index.vectors()
     find = approximate.alike if approximate.chosen(len(x), exact) else alike
     sums = index.sha256()

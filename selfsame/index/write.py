@@ -236,7 +236,8 @@ class Work:
 
         ids = batch.index.tolist()
         features = self.encoder.features(batch.images, batch.sizes).cpu()
-        vectors = features.numpy().astype(self.dtype)
+        with np.errstate(over="ignore"):  # told below, by name
+            vectors = features.numpy().astype(self.dtype)
         self._check(features, vectors, ids)
         columns = [
             pa.array(ids, pa.int64()),

@@ -35,7 +35,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
     commands = ("demo", "pretrain", "evaluate", "report", "compare", "embed", "pack", "recipes")
-    for command in (*commands, "doctor"):
+    asked = ("search", "dedup", "outliers", "select", "classify", "predict")
+    for command in (*commands, *asked, "doctor"):
         assert f"\n  {command} " in listed
         assert main([command, "--help"]) == 0
         assert "Usage: selfsame" in capsys.readouterr().out
@@ -56,7 +57,8 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
             "pretrian simclr {photos}",
             "error: no such command 'pretrian'\n"
             "tip: did you mean 'pretrain'? commands: demo, pretrain, evaluate, report, "
-            "compare, embed, pack, recipes, doctor\n",
+            "compare, embed, search, dedup, outliers, select, classify, predict, pack, recipes, "
+            "doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",
@@ -225,7 +227,11 @@ def test_embed_writes_a_file(
         main(["embed", str(run), str(photos / "class0"), str(photos / "class1"), "-o", str(out)])
         == 0
     )
-    assert capsys.readouterr().err == f"24 vectors of 64 in {out}\n"
+    assert capsys.readouterr().err == (
+        f"24 vectors of 64 in {out}\n"
+        f"next       selfsame search {out} PHOTO.jpg\n"
+        f"           selfsame dedup {out}, outliers {out}, select {out} -n 100\n"
+    )
     assert out.stat().st_size > 24 * 64 * 3
 
 
