@@ -53,10 +53,10 @@ def show_groups(groups: Sequence[Group], images: int, threshold: float, as_json:
         _table(("cosine", "id", "path"), rows)
     alike = sum(len(group.members) for group in groups)
     identical = sum(group.identical for group in groups)
-    said = f"{len(groups):,} groups ({identical:,} of the same bytes)" if groups else "no group"
+    said = f"{len(groups):,} group{'s' * (len(groups) != 1)} ({identical:,} of the same bytes)"
     _say(
-        f"{said} at a cosine of {threshold:g} or more: without {alike - len(groups):,} images that "
-        f"repeat another, {images - alike + len(groups):,} of {images:,} are left"
+        f"{said} at a cosine of {threshold:g} or more; with one image of each group kept, "
+        f"{images - alike + len(groups):,} of {images:,} are left"
     )
     if alike > MANY * images:
         _say(

@@ -15,6 +15,7 @@ import selfsame
 from selfsame.backbones import build
 from selfsame.data.arrays import ArraySource
 from selfsame.encoder import Encoder
+from selfsame.index import write
 from selfsame.recipe import BackboneConfig
 
 CONFIG = BackboneConfig(name="resnet10", options={"width": 8, "stem": "patch"})
@@ -54,6 +55,37 @@ class Listed:
         return len(self.source)
 
 
+class Drawn:
+    """Images that are drawn when they are read, so that the data itself takes no memory."""
+
+    labels = classes = None
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, i: int) -> str:
+        return f"{i:06d}"
+
+    def read(self, i: int) -> np.ndarray:
+        return np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+    def fingerprint(self) -> str:
+        return str(self.count)
+
+
+def peak(model: str, out: str, count: str) -> None:
+    """Embed, as a process of its own, and print the most memory that it had, in MiB."""
+    import resource
+
+    torch.set_num_threads(1)
+    write.ROW_GROUP = 2048  # both counts are then several of them
+    selfsame.embed(model, Drawn(int(count)), out, device="cpu")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
 def main(model: str, out: str, count: str, seconds: str) -> None:
     """Embed slowly, as a process of its own."""
     torch.set_num_threads(1)
@@ -62,4 +94,4 @@ def main(model: str, out: str, count: str, seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    (peak if len(sys.argv) == 4 else main)(*sys.argv[1:])

@@ -70,8 +70,8 @@ def test_search_is_that_of_numpy(index: Path, photos: Path, model: Path) -> None
         np.testing.assert_allclose([f.similarity for f in answer.found], best, atol=1e-5)
         for f in answer.found:
             assert abs(similarity[f.id] - f.similarity) < 1e-5
-    assert [f.path for f in answers[0].found if f.same] == ["011.png"]
-    assert {f.path for f in answers[1].found if f.same} == {"003.png", "copy.png"}
+    same = {answer.query: {f.path for f in answer.found if f.same} for answer in answers}
+    assert same == {"011.png": {"011.png"}, "003.png": {"003.png", "copy.png"}}
 
 
 def test_an_index_of_several_row_groups_is_searched_as_a_whole(
@@ -96,9 +96,9 @@ def test_dedup_finds_the_copy_and_names_it(index: Path) -> None:
 def test_dedup_finds_planted_copies_of_real_images(tmp_path: Path) -> None:
     """200 images of CIFAR-10 with 20 re-encoded and 20 resized copies; a random ResNet on pixels.
 
-    With the demo's encoder 0.99 finds 99 % or more of such copies (docs/embeddings.md); untrained
-    features are much nearer to each other, so the threshold here is theirs: seeds 0 to 4 find all
-    40 at 0.9999 and at most 3 others.
+    With the demo's encoder 0.99 finds 99 % or more of such copies (docs/embeddings.md). Untrained
+    features are nearer to each other: at 0.9995 networks of seeds 0 to 4 find 31 to 38 of the 40,
+    and 0 to 27 other pairs; this one, seed 0, finds 36 and 4.
     """
     images = demo.sample().train.images[:200]
     folder = tmp_path / "photos"
@@ -114,11 +114,11 @@ def test_dedup_finds_planted_copies_of_real_images(tmp_path: Path) -> None:
         larger.save(folder / f"{j:03d}-copy.png")
     out = tmp_path / "e.parquet"
     selfsame.embed(write_model(tmp_path / "model"), folder, out, device="cpu")
-    groups = selfsame.dedup(out, threshold=0.9999)
+    groups = selfsame.dedup(out, threshold=0.9995)
     together = [{m.path[:3] for m in g.members} for g in groups]
     found = sum({f"{i:03d}"} in together for i in (*range(20), *range(100, 120)))
-    assert found >= 36
-    assert len(groups) <= 48
+    assert found >= 32
+    assert len(groups) <= found + 8
 
 
 def test_outliers_and_select_give_what_they_say(index: Path) -> None:
@@ -143,7 +143,8 @@ def test_pages_hold_the_pictures_and_nothing_that_runs(
     text = page.read_text("utf-8")
     assert text.count("<img") == 32
     assert "<script>alert" not in text
-    assert "http://" not in text and "https://" not in text
+    assert "http://" not in text
+    assert "https://" not in text
     for ask in (
         lambda: selfsame.dedup(index, html=page, threshold=0.9),
         lambda: selfsame.outliers(index, html=page),
@@ -203,9 +204,9 @@ def test_a_query_of_another_model_is_refused(index: Path, photos: Path, tmp_path
         with pytest.raises(UsageError, match=words) as caught:
             selfsame.search(lost, query)
         assert "--model" in str(caught.value.tip)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(query.read_bytes()[:60])
     with pytest.raises(DataError, match="cannot read the query"):
-        broken = tmp_path / "broken.png"
-        broken.write_bytes(query.read_bytes()[:60])
         selfsame.search(index, [str(query), str(broken)])
 
 

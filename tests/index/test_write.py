@@ -131,9 +131,7 @@ def test_killed_at_any_part_it_goes_on_to_the_same_bytes(model: Path, tmp_path: 
 
 
 def embed_here(model: str, out: str) -> dict[str, int]:
-    return selfsame.embed(
-        model, Listed(Slow(textures(COUNT), 0)), out, batch_size=4, device="cpu"
-    )
+    return selfsame.embed(model, Listed(Slow(textures(COUNT), 0)), out, batch_size=4, device="cpu")
 
 
 def test_two_processes_write_the_file_of_one(model: Path, tmp_path: Path, ranks: Ranks) -> None:
@@ -218,3 +216,19 @@ def test_vectors_that_do_not_fit_float16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="too large for float16") as caught:
         selfsame.embed(Large(), textures(2), tmp_path / "e", dtype="float16", device="cpu")
     assert caught.value.tip == "use --dtype float32"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
+def test_memory_does_not_grow_with_the_data(model: Path, tmp_path: Path) -> None:
+    """Eight times the images: 666 and 683 MiB, and as vectors, 7 MiB more, they never exist at once."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    peaks = []
+    for count in (4_000, 32_000):
+        out = tmp_path / f"{count}.parquet"
+        program = str(Path(__file__).parent / "embedding.py")
+        command = [sys.executable, program, str(model), str(out), str(count)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout))
+        print(f"{count:,} images: {peaks[-1]:.0f} MiB")
+    assert peaks[1] - peaks[0] < 25
