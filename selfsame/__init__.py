@@ -1,8 +1,8 @@
 """selfsame: learn representations from unlabelled images, and prove each step.
 
-The verbs are ``pretrain``, ``evaluate``, ``load`` and ``pack``; ``embed``, ``search``, ``dedup``,
-``outliers`` and ``select``; ``classify`` and ``predict``. They are imported on first use, so that
-``import selfsame`` takes no time.
+The verbs are ``pretrain``, ``distill``, ``evaluate``, ``load`` and ``pack``; ``embed``, ``search``,
+``dedup``, ``outliers`` and ``select``; ``classify`` and ``predict``. They are imported on first
+use, so that ``import selfsame`` takes no time.
 """
 
 import gc
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from selfsame.api import Result, evaluate, pack, pretrain
+    from selfsame.api import Result, distill, evaluate, pack, pretrain
     from selfsame.classifier import classify, predict
     from selfsame.encoder import Encoder, load
     from selfsame.index import Index, dedup, embed, outliers, search, select
@@ -25,6 +25,7 @@ _HOMES = {
     "Result": "selfsame.api",
     "classify": "selfsame.classifier",
     "dedup": "selfsame.index",
+    "distill": "selfsame.api",
     "embed": "selfsame.index",
     "evaluate": "selfsame.api",
     "load": "selfsame.encoder",
@@ -43,6 +44,7 @@ __all__ = [
     "Result",
     "classify",
     "dedup",
+    "distill",
     "embed",
     "evaluate",
     "load",

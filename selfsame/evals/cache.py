@@ -18,9 +18,10 @@ from torch import Tensor
 from selfsame.encoder import Encoder
 from selfsame.files import atomic, cache_folder
 from selfsame.types import Source
+from selfsame.views.presets import eval_crop
 
 LIMIT = 2 * 2**30  # bytes that the cache may take; the entries used longest ago go first
-FORMAT = 2  # of entries: raise it where the same key would mean other features
+FORMAT = 1  # of entries: raise it where the same key would mean other features
 
 Entry = dict[str, Tensor]
 
@@ -110,8 +111,8 @@ def encoder_key(encoder: Encoder) -> str | None:
     """
     if encoder.config is None:
         return None
-    facts = f"{FORMAT} {encoder.device.type} {encoder.fingerprint()}"
-    return hashlib.sha256(facts.encode()).hexdigest()
+    facts = (FORMAT, encoder.fingerprint(), eval_crop(encoder.image_size), encoder.device.type)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def entry_key(encoder: str, source: Source, what: str) -> str:

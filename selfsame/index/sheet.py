@@ -73,8 +73,9 @@ def of_groups(index: Index, groups: Sequence[Group], threshold: float, images: I
         if found
     ]
     note = (
-        f"{len(groups):,} group{'s' * (len(groups) != 1)} of images with a cosine similarity of {threshold:g} or more, "
-        "directly or through others. The number is the similarity to the first of the group."
+        f"{len(groups):,} group{'s' * (len(groups) != 1)} of images with a cosine similarity of "
+        f"{threshold:g} or more, directly or through others. "
+        "The number is the similarity to the first of the group."
     )
     return _page("Duplicates", index, note + _rest(len(shown), len(groups), "groups"), sections)
 

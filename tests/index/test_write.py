@@ -221,7 +221,7 @@ def test_vectors_that_do_not_fit_float16_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
 def test_memory_does_not_grow_with_the_data(model: Path, tmp_path: Path) -> None:
-    """Eight times the images: 666 and 683 MiB, and as vectors, 7 MiB more, they never exist at once."""
+    """Eight times the images: 666 and 683 MiB, nearly all of it PyTorch itself."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     peaks = []
     for count in (4_000, 32_000):
