@@ -1,7 +1,8 @@
 """selfsame: learn representations from unlabelled images, and prove each step.
 
-The verbs are ``pretrain``, ``distill``, ``evaluate``, ``embed``, ``export``, ``load`` and ``pack``; they
-are imported on first use, so that ``import selfsame`` takes no time.
+The verbs are ``pretrain``, ``distill``, ``evaluate``, ``load``, ``export`` and ``pack``; ``embed``,
+``search``, ``dedup``, ``outliers`` and ``select``; ``classify`` and ``predict``. They are imported
+on first use, so that ``import selfsame`` takes no time.
 """
 
 import gc
@@ -11,35 +12,51 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from selfsame.api import Result, distill, embed, evaluate, pack, pretrain
+    from selfsame.api import Result, distill, evaluate, pack, pretrain
+    from selfsame.classifier import classify, predict
     from selfsame.encoder import Encoder, load
     from selfsame.formats.export import export
+    from selfsame.index import Index, dedup, embed, outliers, search, select
     from selfsame.recipe import Recipe
 
 _HOMES = {
     "Encoder": "selfsame.encoder",
+    "Index": "selfsame.index",
     "Recipe": "selfsame.recipe",
     "Result": "selfsame.api",
-    "embed": "selfsame.api",
+    "classify": "selfsame.classifier",
+    "dedup": "selfsame.index",
     "distill": "selfsame.api",
+    "embed": "selfsame.index",
     "evaluate": "selfsame.api",
     "export": "selfsame.formats.export",
     "load": "selfsame.encoder",
+    "outliers": "selfsame.index",
     "pack": "selfsame.api",
+    "predict": "selfsame.classifier",
     "pretrain": "selfsame.api",
+    "search": "selfsame.index",
+    "select": "selfsame.index",
 }
 
 __all__ = [
     "Encoder",
+    "Index",
     "Recipe",
     "Result",
+    "classify",
+    "dedup",
     "distill",
     "embed",
     "evaluate",
     "export",
     "load",
+    "outliers",
     "pack",
+    "predict",
     "pretrain",
+    "search",
+    "select",
 ]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,18 +19,17 @@ from selfsame.data import (
     count_channels,
     measure_levels,
     open_parts,
-    open_source,
     suggest_canvas,
 )
 from selfsame.data.pack import ENCODINGS, expected_size, write_pack
-from selfsame.data.place import is_url
+from selfsame.data.place import absolute
 from selfsame.encoder import Encoder, load
 from selfsame.errors import DivergedError, UsageError, unknown
 from selfsame.evals import Data, evaluators, score
 from selfsame.evals.cache import Cache
 from selfsame.evals.subject import subjects
 from selfsame.evals.verdict import Verdict
-from selfsame.files import atomic
+from selfsame.files import output
 from selfsame.interrupt import Interrupt
 from selfsame.judge import Judge, encoder_of
 from selfsame.nn.taught import Taught
@@ -356,55 +354,6 @@ def evaluate(
     return report
 
 
-def embed(
-    model: str | Path | nn.Module,
-    data: Any,
-    out: str | Path,
-    *,
-    device: str | None = None,
-    batch_size: int = 256,
-) -> dict[str, int]:
-    """Write the embeddings of images to a Parquet file with columns id, path and vector.
-
-    Args:
-        model: what ``selfsame.load`` takes.
-        data: what ``pretrain`` takes.
-        out: the file to write; complete or absent.
-        device: where to compute.
-        batch_size: images a forward pass.
-
-    Returns:
-        ``images`` written, ``refused`` because they cannot be read (left out of the file), and
-        ``dim``, the width of a vector.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    encoder = load(model, device=device)
-    source = open_source(data)
-    schema = pa.schema(
-        [("id", pa.int64()), ("path", pa.string()), ("vector", pa.list_(pa.float32(), encoder.dim))]
-    )
-    written = 0
-    with (
-        encoder.open(source, cache_bytes=0) as images,
-        _output(Path(out)) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-    ):
-        for batch, vectors in encoder.embed_batches(images, batch_size):
-            ids = batch.index.tolist()
-            flat = pa.array(vectors.numpy().reshape(-1))
-            columns = [
-                pa.array(ids, pa.int64()),
-                pa.array([source.name(i) for i in ids]),
-                pa.FixedSizeListArray.from_arrays(flat, encoder.dim),
-            ]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-            written += len(ids)
-        refused = len(images.bad)
-    return {"images": written, "refused": refused, "dim": encoder.dim}
-
-
 def pack(
     data: Any,
     out: str | Path,
@@ -487,7 +436,7 @@ def pack(
             + (f", quality {quality}" if encode == "jpeg" else "")
             + (f", raw values {levels[0]:g} to {levels[1]:g} become 0 to 255" if levels else ""),
         )
-        with _output(out) as temporary:
+        with output(out) as temporary:
             free = shutil.disk_usage(out.absolute().parent).free
             need, have = format_bytes(expected), format_bytes(free)
             console.say(f"size       about {need}, {have} free there")
@@ -518,21 +467,6 @@ def _described(name: str, source: Source) -> str:
     return f"{len(source):,} images ({', '.join(filter(None, (name, classes)))})"
 
 
-@contextmanager
-def _output(path: Path) -> Iterator[Path]:
-    """A temporary path for an output file of the user's, with errors that name the file."""
-    if path.is_dir():  # which would be replaced, with all that is in it
-        raise UsageError(f"{path} is a folder", tip="name a file to write, in a folder that exists")
-    try:
-        with atomic(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}",
-            tip="name a file in a folder that exists and that you may write to",
-        ) from None
-
-
 def _facts(plan: Plan, data: Any) -> dict[str, Any]:
     source = plan.images.source
     return {
@@ -545,18 +479,9 @@ def _facts(plan: Plan, data: Any) -> dict[str, Any]:
             "images": len(source),
             "fingerprint": source.fingerprint(),
             "classes": None if source.classes is None else list(source.classes),
-            "paths": _paths(data),
+            "paths": absolute(data),
         },
     }
-
-
-def _paths(data: Any) -> list[str] | None:
-    """Where the data is, so that a report finds it; None for what is in memory."""
-    several = data if isinstance(data, list | tuple) else [data]
-    if not all(isinstance(path, str | os.PathLike) for path in several):
-        return None
-    texts = [os.fspath(path) for path in several]
-    return [t if is_url(t) else os.path.abspath(os.path.expanduser(t)) for t in texts]
 
 
 def _closing(

@@ -57,6 +57,22 @@ Runs = Annotated[list[str], typer.Argument(help="Run directories, finished or no
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: a GPU if there is one]")
 ]
+IndexFile = Annotated[Path, typer.Argument(help="What embed wrote.", metavar="INDEX")]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="Also write a page with the pictures.")
+]
+Embedded = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="For the page: what was embedded, where it is not where it was."),
+]
+Exact = Annotated[
+    bool | None,
+    typer.Option(
+        "--exact/--approximate",
+        help="Compare all with all, or by FAISS. [default: FAISS from 200,000 images on, if "
+        "installed]",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="The run directory: new, or a run with --resume.")]
 RecipeName = Annotated[
     str | None, typer.Option(help="small, paper or a .toml file. [default: by data size]")
@@ -404,18 +420,178 @@ def embed(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="The Parquet file to write.")],
+    dtype: Annotated[str, typer.Option(help="Of the vectors: float32, or float16.")] = "float32",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a forward pass. [default: what fits]")
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Write embeddings to a Parquet file.
+    """Write embeddings to a Parquet file: an index.
 
-    Columns: id (position in the data), path, vector.
+    Columns: id (position in the data), path, sha256 (of the file), vector. What was stopped goes on
+    with the same command. With torchrun --nproc-per-node N -m selfsame embed ... N processes share
+    the images.
     """
     import selfsame
 
-    done = selfsame.embed(model, _data(data), out, device=device)
+    try:
+        done = selfsame.embed(
+            model, _data(data), out, dtype=dtype, batch_size=batch_size, device=device, quiet=False
+        )
+    except KeyboardInterrupt:
+        _say(f"\nstopped    {out} is not finished; the same command goes on")
+        raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", "0")):
+        return
     _say(f"{done['images']:,} vectors of {done['dim']} in {out}")
     if done["refused"]:
-        _say(f"{done['refused']} images could not be read and are left out")
+        _say(f"{done['refused']} images could not be read and are left out; the file lists them")
+    _say(f"next       selfsame search {out} PHOTO.jpg")
+    _say(f"           selfsame dedup {out}, outliers {out}, select {out} -n 100")
+
+
+@app.command()
+def search(
+    index: IndexFile,
+    query: Annotated[list[str], typer.Argument(help="Images, or folders of them.")],
+    k: Annotated[int | None, typer.Option("-k", help="How many to find. [default: 10]")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What wrote the index, where it is not where it was."),
+    ] = None,
+    html: HtmlFile = None,
+    data: Embedded = None,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Find the images that are most like a query.
+
+    By cosine similarity, exact, in one pass over the file.
+    """
+    import selfsame
+    from selfsame.index.show import show_answers
+
+    found = selfsame.search(
+        index, _data(query), k=k, model=model, device=device, html=html, data=_maybe(data)
+    )
+    show_answers(found, json_)
+    _saved(html)
+
+
+@app.command()
+def dedup(
+    index: IndexFile,
+    threshold: Annotated[
+        float, typer.Option(help="Cosine similarity from which two images are alike.")
+    ] = 0.99,
+    exact: Exact = None,
+    html: HtmlFile = None,
+    data: Embedded = None,
+    json_: Json = False,
+) -> None:
+    """Find images that are in the data twice, or nearly.
+
+    Groups are connected: a is like b and b is like c. Files with the same bytes are named as such.
+    """
+    import selfsame
+    from selfsame.index.show import show_groups
+
+    opened = selfsame.Index(index)
+    found = selfsame.dedup(opened, threshold=threshold, exact=exact, html=html, data=_maybe(data))
+    show_groups(found, len(opened), threshold, json_)
+    _saved(html)
+
+
+@app.command()
+def outliers(
+    index: IndexFile,
+    n: Annotated[int | None, typer.Option("-n", help="How many to show. [default: 20]")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Neighbours. [default: 10]")] = None,
+    exact: Exact = None,
+    html: HtmlFile = None,
+    data: Embedded = None,
+    json_: Json = False,
+) -> None:
+    """Find the images that are least like any other.
+
+    The score is the mean cosine distance to the k nearest other images.
+    """
+    import selfsame
+    from selfsame.index.show import show_outliers
+
+    found = selfsame.outliers(index, n=n, k=k, exact=exact, html=html, data=_maybe(data))
+    show_outliers(found, json_)
+    _saved(html)
+
+
+@app.command()
+def select(
+    index: IndexFile,
+    n: Annotated[int, typer.Option("-n", help="How many.")],
+    how: Annotated[
+        str, typer.Option(help="typical: of each of n clusters the most typical; or k-centre.")
+    ] = "typical",
+    seed: Annotated[int, typer.Option(help="Of the clusters.")] = 0,
+    html: HtmlFile = None,
+    data: Embedded = None,
+    json_: Json = False,
+) -> None:
+    """Choose images to label first: a few that stand for all."""
+    import selfsame
+    from selfsame.index.show import show_picks
+
+    found = selfsame.select(
+        index,
+        n,
+        how=how,  # type: ignore[arg-type]  # checked by select
+        seed=seed,
+        html=html,
+        data=_maybe(data),
+    )
+    show_picks(found, json_)
+    _saved(html)
+
+
+@app.command()
+def classify(
+    model: Model,
+    data: Labelled,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    kind: Annotated[str, typer.Option(help="linear, or knn.")] = "linear",
+    k: Annotated[int, typer.Option("-k", help="Neighbours of knn.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of what is held out.")] = 0,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Fit a classifier on a model, from a handful of labels.
+
+    It says how often it is right on images that it was not fitted on, and is saved with the model.
+    """
+    import selfsame
+    from selfsame.index.show import show_fitted
+
+    fitted = selfsame.classify(model, data, out, kind=kind, k=k, seed=seed, device=device)
+    show_fitted(fitted, out, json_)
+
+
+@app.command()
+def predict(
+    classifier: Annotated[
+        str, typer.Argument(help="What classify wrote, or another model with a classifier.")
+    ],
+    images: Data,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write a table: FILE.csv.")
+    ] = None,
+    device: Device = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Say which class images are of, with its probability."""
+    from selfsame.classifier import predictions
+    from selfsame.index.show import show_predictions
+
+    found = predictions(classifier, _data(images), device=device)
+    show_predictions(found, out, json_)
 
 
 @app.command()
@@ -644,6 +820,15 @@ def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
 
 def _data(paths: list[str]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else paths
+
+
+def _maybe(paths: list[str] | None) -> str | list[str] | None:
+    return _data(paths) if paths else None
+
+
+def _saved(html: Path | None) -> None:
+    if html is not None:
+        _say(f"saved      {html}")
 
 
 def _words(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from selfsame.errors import RunError
+from selfsame.errors import RunError, UsageError
 
 SUMS = "SHA256SUMS"  # in the format of coreutils: `sha256sum -c SHA256SUMS` checks a folder, too
 
@@ -53,6 +53,25 @@ def atomic(final: Path) -> Iterator[Path]:
         with suppress(OSError):  # the first error counts; the next writer removes what is left
             _remove(temporary)
         raise
+
+
+@contextmanager
+def output(path: Path) -> Iterator[Path]:
+    """`atomic` for a file that the user named, with errors that say so.
+
+    Raises:
+        UsageError: it is a folder, or cannot be written.
+    """
+    if path.is_dir():  # which would be replaced, with all that is in it
+        raise UsageError(f"{path} is a folder", tip="name a file to write, in a folder that exists")
+    try:
+        with atomic(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}",
+            tip="name a file in a folder that exists and that you may write to",
+        ) from None
 
 
 def temporary_of(final: Path) -> Path:

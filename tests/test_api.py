@@ -120,7 +120,7 @@ def test_embed_writes_one_row_an_image(run: Path, tmp_path: Path) -> None:
     done = selfsame.embed(run, folder, out, batch_size=4)
     assert done == {"images": 8, "refused": 1, "dim": 64}
     table = pq.read_table(out)
-    assert table.column_names == ["id", "path", "vector"]
+    assert table.column_names == ["id", "path", "sha256", "vector"]
     assert table["path"].to_pylist() == [f"{i:03d}.png" for i in range(9) if i != 4]
     assert table["id"].to_pylist() == [0, 1, 2, 3, 5, 6, 7, 8]
     vectors = torch.tensor(table["vector"].to_pylist())

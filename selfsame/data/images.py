@@ -168,13 +168,14 @@ class Images:
             None if labels is None else torch.from_numpy(labels[origin]),
         )
 
-    def readable(self, batch_size: int) -> Iterator[Batch]:
-        """Every image in order, in batches, without those that cannot be read.
+    def readable(self, batch_size: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """Images ``first`` to before ``last``, in batches, without those that cannot be read.
 
         Evaluators and embeddings want these: a replacement would count another image twice.
         """
-        for start in range(0, len(self), batch_size):
-            batch = self.batch(torch.arange(start, min(start + batch_size, len(self))))
+        last = len(self) if last is None else last
+        for start in range(first, last, batch_size):
+            batch = self.batch(torch.arange(start, min(start + batch_size, last)))
             bad = torch.tensor([image.index for image in self.bad], dtype=torch.int64)
             if len(bad):
                 good = torch.isin(batch.index, bad, invert=True)

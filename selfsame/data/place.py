@@ -36,6 +36,18 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
+def absolute(data: Any) -> list[str] | None:
+    """Paths and URLs of what ``open_source`` takes, to be found again; None for what is in memory.
+
+    A pattern stays one.
+    """
+    several = data if isinstance(data, list | tuple) else [data]
+    if not all(isinstance(path, str | os.PathLike) for path in several):
+        return None
+    texts = [os.fspath(path) for path in several]
+    return [t if is_url(t) else os.path.abspath(os.path.expanduser(t)) for t in texts]
+
+
 def find(spec: str) -> list[Found]:
     """The paths that a path, a URL or a pattern stands for, in order.
 

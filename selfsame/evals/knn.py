@@ -14,10 +14,9 @@ from selfsame.evals.check import check_features
 from selfsame.evals.evaluator import Evaluator, Scores
 from selfsame.evals.interval import bootstrap_interval
 from selfsame.evals.subject import Data, Subject
+from selfsame.nn.neighbours import nearest
 
 KS = (1, 5, 10, 20, 50, 100, 200)
-
-SIMILARITIES_AT_ONCE = 2**25  # 128 MiB of float32
 
 
 class KNN(Evaluator):
@@ -123,13 +122,8 @@ def knn_right(
 
 def _nearest(train_x: Tensor, train_y: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Similarities, descending, and labels of the k nearest: two tensors [M, min(k, N)]."""
-    rows = max(1, SIMILARITIES_AT_ONCE // len(train_x))
-    k = min(k, len(train_x))
-    parts = [(chunk @ train_x.T).topk(k) for chunk in torch.split(test_x, rows)]
-    return (
-        torch.cat([part.values for part in parts]),
-        train_y[torch.cat([part.indices for part in parts])],
-    )
+    similarity, rows = nearest(test_x, train_x, k)
+    return similarity, train_y[rows]
 
 
 def _vote(similarity: Tensor, label: Tensor, temperature: float, num_classes: int) -> Tensor:

@@ -39,7 +39,7 @@ class ViTShape(NamedTuple):
 
 def resnet_shape(network: ResNet) -> ResNetShape:
     """What a ResNet is."""
-    stages = [network.get_submodule(f"layer{i + 1}") for i in range(network.stages)]
+    stages = [network.get_submodule(f"layer{i + 1}") for i in range(network.depth)]
     stem = "imagenet" if network.pool_stem else {3: "cifar", 4: "patch"}[_side(network.conv1)]
     return ResNetShape(
         isinstance(network.blocks()[0], Bottleneck),

@@ -17,6 +17,7 @@ from selfsame.data.order import spaced
 from selfsame.encoder import Encoder, load
 from selfsame.errors import SelfsameError
 from selfsame.evals import knn_scores
+from selfsame.nn.neighbours import alike, nearest, outlierness, strongest
 from selfsame.recipe import Recipe
 from selfsame.report.maps import TokenColors, attention, layout, token_colors
 from selfsame.report.pictures import SIDE, as_image, sheet, thumbnails
@@ -28,6 +29,7 @@ from selfsame.views.presets import eval_crop
 K, TEMPERATURE = 20, 0.07  # of the kNN classifier: the headline's
 NEAREST = 10  # neighbours whose mean distance says how far out an image lies
 ALIKE = 0.99  # cosine similarity from which two images may be the same one
+CANDIDATES = 2000  # pairs, the most alike, whose pixels are compared
 SAME = 0.98  # correlation of their pixels from which they are
 TINY = 16  # pixels: side at which pixels are correlated
 LATE = 10**6  # epoch
@@ -215,10 +217,8 @@ def _look(found: Look, record: Record, encoder: Encoder, source: Source, scale: 
             for i, image in zip(index, small, strict=True)
         ]
         chosen = spaced(len(z), scale.queries)
-        similarity = z @ z.T
-        similarity.fill_diagonal_(-2.0)
-        found.neighbors = _neighbors(similarity, pictures, chosen, scale.neighbors)
-        _strange(found, similarity, pictures, scale.rows)
+        found.neighbors = _neighbors(z, pictures, chosen, scale.neighbors)
+        _strange(found, z, pictures, scale.rows)
         found.plane = _plane(z, some, index, small, scale.points)
         batch = images.batch(torch.tensor([index[i] for i in chosen]))
         found.tokens = _tokens(found, encoder, batch)
@@ -235,34 +235,31 @@ def _class(source: Source, i: int) -> str | None:
 
 
 def _neighbors(
-    similarity: Tensor, pictures: list[Picture], chosen: list[int], count: int
+    z: Tensor, pictures: list[Picture], chosen: list[int], count: int
 ) -> list[Neighbors]:
+    similarity, rows = nearest(z[chosen], z, count, own=torch.tensor(chosen))
     found = []
-    for i in chosen:
-        best = similarity[i].topk(min(count, len(pictures) - 1))
-        near = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        found.append(Neighbors(pictures[i], [(pictures[j], value) for j, value in near]))
+    for i, values, near in zip(chosen, similarity.tolist(), rows.tolist(), strict=True):
+        others = [(pictures[j], value) for j, value in zip(near, values, strict=True)]
+        found.append(Neighbors(pictures[i], others))
     return found
 
 
-def _strange(found: Look, similarity: Tensor, pictures: list[Picture], rows: int) -> None:
+def _strange(found: Look, z: Tensor, pictures: list[Picture], rows: int) -> None:
     """Images that are twice in the data, and images that are like no other."""
     n = len(pictures)
     if n < 3:
         return
-    pairs = (similarity >= ALIKE).triu(1).nonzero()
-    found.alike = len(pairs)
-    strongest = similarity[pairs[:, 0], pairs[:, 1]].argsort(descending=True, stable=True)
+    found.alike, pairs = strongest(alike(z, ALIKE), CANDIDATES)
     tiny = _tiny(pictures)
     candidates = [
-        Pair(pictures[a], pictures[b], similarity[a, b].item(), float(tiny[a] @ tiny[b]))
-        for a, b in pairs[strongest[:2000]].tolist()
+        Pair(pictures[a], pictures[b], value, float(tiny[a] @ tiny[b]))
+        for (a, b), value in zip(pairs.rows.tolist(), pairs.similarity.tolist(), strict=True)
     ]
     same = [pair for pair in candidates if pair.pixels >= SAME]
     rest = [pair for pair in candidates if pair.pixels < SAME]
     found.pairs = (same + rest)[:rows]
-    distance = 1 - similarity.topk(min(NEAREST, n - 1)).values.mean(1)
-    far = distance.topk(min(rows, n))
+    far = outlierness(z, NEAREST).topk(min(rows, n))
     found.outliers = [
         (pictures[i], value)
         for i, value in zip(far.indices.tolist(), far.values.tolist(), strict=True)

@@ -77,10 +77,11 @@ def page(records: Sequence[Record], looks: Sequence[Look | None]) -> str:
         nav,
         tag("main", *main),
     ]
-    return _document(f"{heading}: selfsame", join(*body))
+    return document(f"{heading}: selfsame", join(*body))
 
 
-def _document(heading: str, body: Html) -> str:
+def document(heading: str, body: Html) -> str:
+    """A page with the style and the script of reports; it loads nothing."""
     folder = files("selfsame.report")
     style = (folder / "style.css").read_text("utf-8")
     script = (folder / "script.js").read_text("utf-8")

@@ -34,8 +34,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"selfsame {__version__}\n"
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    commands = ("demo", "pretrain", "evaluate", "report", "compare", "embed", "export", "pack")
-    for command in (*commands, "recipes", "doctor"):
+    commands = ("demo", "pretrain", "evaluate", "report", "compare", "embed", "pack", "recipes")
+    asked = ("search", "dedup", "outliers", "select", "classify", "predict", "distill", "export")
+    for command in (*commands, *asked, "doctor"):
         assert f"\n  {command} " in listed
         assert main([command, "--help"]) == 0
         assert "Usage: selfsame" in capsys.readouterr().out
@@ -55,8 +56,9 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
         (
             "pretrian simclr {photos}",
             "error: no such command 'pretrian'\n"
-            "tip: did you mean 'pretrain'? commands: demo, pretrain, distill, evaluate, "
-            "report, compare, embed, export, pack, recipes, doctor\n",
+            "tip: did you mean 'pretrain'? commands: demo, pretrain, distill, evaluate, report, "
+            "compare, embed, search, dedup, outliers, select, classify, predict, export, pack, "
+            "recipes, doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",
@@ -242,7 +244,11 @@ def test_embed_writes_a_file(
         main(["embed", str(run), str(photos / "class0"), str(photos / "class1"), "-o", str(out)])
         == 0
     )
-    assert capsys.readouterr().err == f"24 vectors of 64 in {out}\n"
+    assert capsys.readouterr().err == (
+        f"24 vectors of 64 in {out}\n"
+        f"next       selfsame search {out} PHOTO.jpg\n"
+        f"           selfsame dedup {out}, outliers {out}, select {out} -n 100\n"
+    )
     assert out.stat().st_size > 24 * 64 * 3
 
 

@@ -42,7 +42,7 @@ def test_scores_equal_a_loop(
     data: tuple[torch.Tensor, ...], k: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("selfsame.evals.knn")
-    monkeypatch.setattr(module, "SIMILARITIES_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
     train_x, train_y, test_x, _ = data
     train_x, test_x = F.normalize(train_x), F.normalize(test_x)
     expected = brute_force(train_x, train_y, test_x, k, 0.3)
