@@ -82,5 +82,13 @@ def vit_shape(network: ViT) -> ViTShape:
     )
 
 
+def vit_lacks(network: ViT) -> str | None:
+    """What the libraries' ViTs lack that ours has."""
+    if network.dist_token is not None:
+        return "ViT with a distillation token"
+    after = "ViT that normalises after each part (pre_norm=False)"
+    return None if vit_shape(network).pre_norm else after
+
+
 def _side(convolution: nn.Conv2d) -> int:
     return convolution.kernel_size[0]
