@@ -1,5 +1,4 @@
 import math
-from importlib import import_module
 
 import pytest
 import torch
@@ -7,6 +6,7 @@ import torch.nn.functional as F
 
 from selfsame.errors import RunError, UsageError
 from selfsame.evals import knn, knn_scores
+from selfsame.nn import neighbours
 
 N, M, D, C = 40, 17, 6, 7
 
@@ -41,8 +41,7 @@ def brute_force(train_x, train_y, test_x, k, temperature):  # type: ignore[no-un
 def test_scores_equal_a_loop(
     data: tuple[torch.Tensor, ...], k: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = import_module("selfsame.evals.knn")
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    monkeypatch.setattr(neighbours, "AT_ONCE", at_once)
     train_x, train_y, test_x, _ = data
     train_x, test_x = F.normalize(train_x), F.normalize(test_x)
     expected = brute_force(train_x, train_y, test_x, k, 0.3)
