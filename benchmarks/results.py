@@ -240,9 +240,10 @@ def table(rows: Sequence[dict[str, Any]], minutes: float) -> str:
 
 
 def main() -> None:
-    from selfsame.methods import METHODS
+    from selfsame.methods import METHODS, find
 
-    every = [PIXELS, *(name for name in METHODS if name != "supervised")]
+    alone = (name for name in METHODS if name != "supervised" and not find(name).taught)
+    every = [PIXELS, *alone]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", default=every, metavar="METHOD")
     parser.add_argument("--minutes", type=float, default=10.0, help="CPU minutes a run")

@@ -1,7 +1,7 @@
 """selfsame: learn representations from unlabelled images, and prove each step.
 
-The verbs are ``pretrain``, ``evaluate``, ``embed``, ``export``, ``load`` and ``pack``; they are
-imported on first use, so that ``import selfsame`` takes no time.
+The verbs are ``pretrain``, ``distill``, ``evaluate``, ``embed``, ``export``, ``load`` and ``pack``;
+they are imported on first use, so that ``import selfsame`` takes no time.
 """
 
 import gc
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from selfsame.api import Result, embed, evaluate, pack, pretrain
+    from selfsame.api import Result, distill, embed, evaluate, pack, pretrain
     from selfsame.encoder import Encoder, load
     from selfsame.formats.export import export
     from selfsame.recipe import Recipe
@@ -21,6 +21,7 @@ _HOMES = {
     "Recipe": "selfsame.recipe",
     "Result": "selfsame.api",
     "embed": "selfsame.api",
+    "distill": "selfsame.api",
     "evaluate": "selfsame.api",
     "export": "selfsame.formats.export",
     "load": "selfsame.encoder",
@@ -28,7 +29,18 @@ _HOMES = {
     "pretrain": "selfsame.api",
 }
 
-__all__ = ["Encoder", "Recipe", "Result", "embed", "evaluate", "export", "load", "pack", "pretrain"]
+__all__ = [
+    "Encoder",
+    "Recipe",
+    "Result",
+    "distill",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "pack",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:

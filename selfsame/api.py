@@ -1,4 +1,4 @@
-"""The verbs: ``pretrain``, ``evaluate``, ``embed``, ``pack``. The commands say the same words."""
+"""The verbs, from ``pretrain`` to ``pack``. The commands say the same words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from selfsame import dist, machine
+from selfsame import dist, machine, methods
 from selfsame import plan as planning
 from selfsame.console import Console
 from selfsame.data import (
@@ -34,9 +34,10 @@ from selfsame.evals.verdict import Verdict
 from selfsame.files import atomic
 from selfsame.interrupt import Interrupt
 from selfsame.judge import Judge, encoder_of
+from selfsame.nn.taught import Taught
 from selfsame.parallel import Layout, whole
 from selfsame.plan import Choices, Plan, format_bytes
-from selfsame.recipe import Recipe
+from selfsame.recipe import Recipe, lora_settings
 from selfsame.run import RunDirectory, environment
 from selfsame.trackers import Trackers
 from selfsame.train import train
@@ -83,6 +84,11 @@ def pretrain(
     accumulate: int = 1,
     parallel: Literal["ddp", "fsdp"] = "ddp",
     checkpoint_activations: bool = False,
+    compile: bool = False,
+    teacher: str | Path | nn.Module | None = None,
+    keep_teacher: bool = True,
+    init: str | Path | None = None,
+    lora: str | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
@@ -107,7 +113,7 @@ def pretrain(
         precision: "auto", "bf16" or "fp32".
         settings: ``key=value`` for any field of the recipe, as ``--set`` of the command line.
         val: labelled images: kNN and a linear probe during training, at most a twentieth of its
-            time, and at its end.
+            time (or two seconds), and at its end.
         save_every: steps between checkpoints; by default one every ten minutes.
         log_every: steps between lines of ``metrics.jsonl``.
         log: "wandb", "mlflow": who else gets the numbers. TensorBoard reads the run directory.
@@ -120,6 +126,16 @@ def pretrain(
             gradients and optimiser state: for large ViTs with mae, dino, ibot and dinov2.
         checkpoint_activations: compute the activations inside blocks a second time instead of
             keeping them.
+        compile: ``torch.compile`` the blocks of the networks: seconds to minutes before the first
+            step, and faster ones after it. Needs Triton, or on a CPU a C++ compiler.
+        teacher: for the methods that have one: see `distill`.
+        keep_teacher: the same.
+        init: weights to begin with, in the place of random ones: a run, an exported encoder, a file
+            of weights of the network that ``backbone`` names, a folder of transformers; or
+            ``timm/NAME``, ``torchvision/NAME``, ``transformers/NAME``, whose library takes them
+            from its cache or downloads them. Heads begin anew, and teachers as the network.
+        lora: "r=8", "r=8,alpha=16,dropout=0.1": only low-rank updates of a transformer's linear
+            layers learn. They are merged into the encoder that is saved.
         device: "cpu", "cuda", ...; by default the first GPU where there is one.
         quiet: say nothing on the terminal.
 
@@ -130,7 +146,17 @@ def pretrain(
             lost.
     """
     choices = Choices(
-        recipe, backbone, size, epochs, steps, batch_size, seed, precision, tuple(settings)
+        recipe,
+        backbone,
+        size,
+        epochs,
+        steps,
+        batch_size,
+        seed,
+        precision,
+        (*lora_settings(lora), *settings),
+        teacher,
+        init,
     )
     with ExitStack() as stack:
         with dist.agreed():
@@ -149,7 +175,8 @@ def pretrain(
                 plan = planning.resume(run, method, data, choices, device)
             else:
                 plan = planning.make(method, data, choices, device)
-            plan.lay_out(Layout(accumulate, parallel, checkpoint_activations))
+            plan.keep = keep_teacher
+            plan.lay_out(Layout(accumulate, parallel, checkpoint_activations, compile))
         stack.enter_context(plan.images)
         with dist.agreed():
             checked = plan.images.check()
@@ -207,12 +234,67 @@ def pretrain(
             steps=plan.total,
             evaluation=health,
         )
+        if isinstance(built, Taught) and built.teacher.memo is not None:
+            console.say(built.teacher.memo.describe())
         console.say(*judge.describe(), *_closing(plan, run, steps, finished, health, verdict))
     if report and dist.is_main():
         from selfsame.report import write_report
 
         console.say(f"report     {write_report([run.path], data, backbone=plan.module)}")
     return Result(run.path, encoder, steps, finished, health, verdict, interrupt.signal)
+
+
+def distill(
+    teacher: str | Path | nn.Module,
+    data: Any,
+    *,
+    out: str | Path,
+    student: str | nn.Module | None = None,
+    loss: str = "distill",
+    alpha: float | None = None,
+    temperature: float | None = None,
+    view_sets: int | None = None,
+    settings: Sequence[str] = (),
+    **options: Any,
+) -> Result:
+    """Teach a small network what a trained one knows.
+
+    A run like any other: `pretrain` with a method that has a teacher.
+
+    Args:
+        teacher: what ``selfsame.load`` takes: a run, an exported encoder, a ``timm/NAME``, a module
+            of yours. Its weights stay as they are.
+        data: images, with labels or without, as for ``pretrain``. Labels are used by the losses of
+            classes where there are some; ``method.labels=0`` leaves them out.
+        out: the run directory.
+        student: a name, or a module that maps images [B, C, S, S] to features [B, D].
+        loss: "distill" (features, any teacher), "seed" (similarities, any teacher), "kd", "dkd",
+            "deit" (classes), "fitnets", "attention_transfer" (maps), "rkd", "crd" (relations), or
+            ``module:Class``.
+        alpha: weight of the soft targets; of "kd" and "deit", labels have the rest.
+        temperature: of the soft targets.
+        view_sets: epochs whose views are drawn; later ones see them again, and what the teacher
+            says of them is read from the disk.
+        settings: ``key=value`` for any other field of the recipe.
+        options: any of ``pretrain``'s; ``keep_teacher=False`` asks the teacher at every step.
+
+    Raises:
+        UsageError: a teacher or a student that does not go with the loss or the images; and as
+            ``pretrain``.
+    """
+    if not methods.find(loss).taught:
+        raise unknown("loss", loss, [name for name in methods.METHODS if methods.find(name).taught])
+    fields = {"view_sets": view_sets, "method.alpha": alpha, "method.temperature": temperature}
+    chosen = [f"{name}={value}" for name, value in fields.items() if value is not None]
+    return pretrain(
+        loss,
+        data,
+        out=out,
+        backbone=student,
+        teacher=teacher,
+        settings=[*chosen, *settings],
+        **options,
+    )
 
 
 def evaluate(
@@ -486,8 +568,9 @@ def _closing(
     verdict: Verdict,
 ) -> list[str]:
     """What the run amounts to, and where things are."""
+    most = min(health["dim"], health["images"])
     lines = [
-        f"health     RankMe {health['rankme']:.1f} of {health['dim']:.0f}, feature deviation "
+        f"health     RankMe {health['rankme']:.1f} of {most:.0f}, feature deviation "
         f"{health['feature_std']:.4f} (1/sqrt(d) is {health['feature_std_reference']:.4f})",
         *verdict.lines(),
     ]

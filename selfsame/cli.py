@@ -57,6 +57,49 @@ Runs = Annotated[list[str], typer.Argument(help="Run directories, finished or no
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: a GPU if there is one]")
 ]
+Out = Annotated[Path, typer.Option(help="The run directory: new, or a run with --resume.")]
+RecipeName = Annotated[
+    str | None, typer.Option(help="small, paper or a .toml file. [default: by data size]")
+]
+Size = Annotated[int | None, typer.Option(help="Side of the views, pixels.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+Precision = Annotated[
+    str | None, typer.Option(help="auto, bf16 or fp32. [default: bf16 where native]")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe; repeatable."),
+]
+Val = Annotated[str | None, typer.Option(help="Labelled images to judge by.")]
+SaveEvery = Annotated[
+    int | None, typer.Option(help="Steps between checkpoints. [default: 10 minutes]")
+]
+LogEvery = Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")]
+Log = Annotated[
+    str, typer.Option(help="Also log to wandb, mlflow; TensorBoard reads the run anyway.")
+]
+Report = Annotated[bool, typer.Option("--report", help="Write report.html at the end.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or begin it.")]
+Accumulate = Annotated[
+    int, typer.Option(help="Take each batch in this many parts, where memory is short.")
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Begin with these weights: a run, an export, a file, timm/NAME, torchvision/NAME, "
+        "transformers/NAME or a folder of transformers."
+    ),
+]
+LoRA = Annotated[
+    str | None,
+    typer.Option(help="r=8: only low-rank updates learn, merged at the end (needs peft)."),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the networks' blocks before the first step.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -93,40 +136,27 @@ def demo(
 def pretrain(
     method: Annotated[str, typer.Argument(help="For example simclr, or my_package.mine:Mine.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="The run directory: new, or a run with --resume.")],
+    out: Out,
     backbone: Annotated[
         str | None, typer.Option(help="A name of selfsame, timm or torchvision.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="small, paper or a .toml file. [default: by data size]")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="auto, bf16 or fp32. [default: bf16 where native]")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe; repeatable."),
-    ] = None,
-    val: Annotated[str | None, typer.Option(help="Labelled images to judge by.")] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints. [default: 10 minutes]")
-    ] = None,
-    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
-    log: Annotated[
-        str, typer.Option(help="Also log to wandb, mlflow; TensorBoard reads the run anyway.")
-    ] = "",
-    report: Annotated[bool, typer.Option("--report", help="Write report.html at the end.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or begin it.")
-    ] = False,
-    accumulate: Annotated[
-        int, typer.Option(help="Take each batch in this many parts, where memory is short.")
-    ] = 1,
+    init: Init = None,
+    lora: LoRA = None,
+    recipe: RecipeName = None,
+    size: Size = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    settings: Settings = None,
+    val: Val = None,
+    save_every: SaveEvery = None,
+    log_every: LogEvery = 10,
+    log: Log = "",
+    report: Report = False,
+    resume: Resume = False,
+    accumulate: Accumulate = 1,
     parallel: Annotated[
         str, typer.Option(help="ddp, or fsdp: each process keeps a part of the weights.")
     ] = "ddp",
@@ -134,6 +164,7 @@ def pretrain(
         bool,
         typer.Option("--checkpoint-activations", help="Compute activations twice, keep few."),
     ] = False,
+    compile: Compile = False,
     device: Device = None,
 ) -> None:
     """Learn a representation from unlabelled images.
@@ -149,6 +180,8 @@ def pretrain(
         _data(data),
         out=out,
         backbone=backbone,
+        init=init,
+        lora=lora,
         recipe=recipe,
         size=size,
         epochs=epochs,
@@ -166,8 +199,108 @@ def pretrain(
         accumulate=accumulate,
         parallel=parallel,  # type: ignore[arg-type]  # checked by pretrain
         checkpoint_activations=checkpoint_activations,
+        compile=compile,
         device=device,
     )
+    _after(result, out, report)
+
+
+@app.command()
+def distill(
+    teacher: Annotated[
+        str,
+        typer.Argument(help="A run, an exported encoder, timm/NAME, torchvision/NAME ..."),
+    ],
+    data: Data,
+    out: Out,
+    student: Annotated[
+        str | None, typer.Option(help="A name of selfsame, timm or torchvision.")
+    ] = None,
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="distill, seed: any teacher, no labels. kd, dkd, deit: its classes. fitnets, "
+            "attention_transfer: its maps. rkd, crd: relations."
+        ),
+    ] = "distill",
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the soft targets. [default: the loss's own]")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the soft targets. [default: the loss's own]")
+    ] = None,
+    view_sets: Annotated[
+        int | None,
+        typer.Option(
+            help="Views come again after this many epochs, and what the teacher says of them is "
+            "kept on the disk. [default: new ones in each]"
+        ),
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option(help="Keep it, in SELFSAME_CACHE or the user's cache.")
+    ] = True,
+    init: Init = None,
+    lora: LoRA = None,
+    recipe: RecipeName = None,
+    size: Size = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    settings: Settings = None,
+    val: Val = None,
+    save_every: SaveEvery = None,
+    log_every: LogEvery = 10,
+    log: Log = "",
+    report: Report = False,
+    resume: Resume = False,
+    accumulate: Accumulate = 1,
+    compile: Compile = False,
+    device: Device = None,
+) -> None:
+    """Teach a small network what a trained one knows.
+
+    A run like any other, on images with or without labels: it resumes, is judged and reported
+    alike. Losses of classes take the teacher's classifier, and the student is saved with its own.
+    """
+    import selfsame
+
+    result = selfsame.distill(
+        teacher,
+        _data(data),
+        out=out,
+        student=student,
+        loss=loss,
+        alpha=alpha,
+        temperature=temperature,
+        view_sets=view_sets,
+        keep_teacher=cache,
+        init=init,
+        lora=lora,
+        recipe=recipe,
+        size=size,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        settings=settings or [],
+        val=val,
+        save_every=save_every,
+        log_every=log_every,
+        log=_words(log),
+        report=report,
+        resume=resume,
+        accumulate=accumulate,
+        compile=compile,
+        device=device,
+    )
+    _after(result, out, report)
+
+
+def _after(result: Any, out: Path, report: bool) -> None:
+    """How a run ended, as an exit code, and what to do next."""
     if not result.finished:
         raise typer.Exit(128 + (result.signal or 2))
     if int(os.environ.get("RANK", "0")):

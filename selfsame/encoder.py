@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfsame import backbones, checkpoint, dist, machine, methods, sharded
+from selfsame.backbones.lora import add_lora, merged
 from selfsame.data import Images, open_source
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, UsageError
 from selfsame.files import atomic, reason, refused
 from selfsame.nn.classify import Classifier, restore
+from selfsame.nn.positions import resize_positions
+from selfsame.nn.taught import Taught, TaughtConfig
+from selfsame.nn.teacher import Teacher
 from selfsame.recipe import BackboneConfig, Recipe
 from selfsame.run import RunDirectory
 from selfsame.types import Backbone, Batch, Features, Method, Norm, Source
@@ -193,6 +198,21 @@ class Encoder(nn.Module):
             cache_bytes=cache_bytes,
         )
 
+    def fingerprint(self) -> str:
+        """Hash of what its features and scores depend on besides images: network and weights.
+
+        Of a user's own module the weights do not say what it computes with them.
+        """
+        name = self.config.model_dump_json() if self.config else type(self.backbone).__name__
+        head = None if self.head is None else self.head.facts()
+        facts = (name, self.image_size, self.channels, self.norm, self.levels, head)
+        digest = hashlib.sha256(repr(facts).encode())
+        for key, value in self.state_dict().items():
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy().data)
+        return digest.hexdigest()
+
     def save(self, folder: Path, **card: Any) -> None:
         """Write ``backbone.safetensors``, ``card.json`` and a classifier's ``head.safetensors``.
 
@@ -316,6 +336,115 @@ def random_like(encoder: Encoder, seed: int = 0) -> Encoder | None:
     return control.to(encoder.device).eval()
 
 
+def build_network(recipe: Recipe, module: nn.Module | None = None) -> Backbone:
+    """The network of a recipe with the weights that it begins with.
+
+    Args:
+        recipe: resolved.
+        module: the user's own network, in the place of the one that the recipe names.
+
+    Raises:
+        UsageError: it cannot be built, or the weights are not for it.
+    """
+    config = recipe.backbone
+    network = backbones.build(
+        config.name if module is None else module,
+        image_size=recipe.image_size,
+        channels=recipe.channels,
+        options=config.options,
+        pretrained=bool(config.pretrained),
+        norm=recipe.norm,
+    )
+    if config.init is not None:
+        begin_with(network, config.init, config.init_weights)
+    if config.lora is not None:
+        add_lora(network, config.lora)
+    return network
+
+
+def begin_with(network: Backbone, init: str, weights: str | None) -> None:
+    """Load the weights of a run, an exported encoder or a file into a network, in place.
+
+    Position embeddings of another grid are resized.
+
+    Raises:
+        UsageError: there are none, they are for another network, or not those of the hash
+            ``weights``.
+    """
+    encoder, found = initial(init)
+    state = _read_weights(Path(init)) if encoder is None else encoder.backbone.state_dict()
+    if weights not in (None, found):
+        raise UsageError(
+            f"{init} holds other weights than those that this run began with",
+            tip="begin a new run with another --out",
+        )
+    # of ours, the names are those of the wrapper; a file of timm's knows none
+    target: nn.Module = getattr(network, "module", network) if encoder is None else network
+    _load_state(target, state, init)
+
+
+def initial(init: str) -> tuple[Encoder | None, str]:
+    """The encoder that a run or a folder holds, None for a file of weights; and a hash of them."""
+    if Path(init).is_file() and Path(init).name != WEIGHTS:
+        return None, hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
+    encoder = load(init, device="cpu")
+    return encoder, encoder.fingerprint()[:16]
+
+
+def build_method(recipe: Recipe, network: Backbone, teacher: Encoder | None = None) -> Method:
+    """The method of a recipe on a network; one that is taught with its teacher.
+
+    Args:
+        recipe: resolved.
+        network: what is trained.
+        teacher: whom it learns from; by default loaded as the recipe names it.
+
+    Raises:
+        UsageError: the teacher cannot be loaded, or does not say what the method compares.
+    """
+    method: Any = methods.find(recipe.method.name)
+    if not method.taught:
+        return cast(Method, method(recipe.method, network))
+    config = recipe.method
+    assert isinstance(config, TaughtConfig)
+    encoder = teacher or load_teacher(config)
+    taught = Teacher(
+        encoder.backbone,
+        image_size=encoder.image_size,
+        student_size=recipe.image_size,
+        norm=encoder.norm,
+        head=encoder.head,
+        name=f"the teacher {config.teacher}",
+    )
+    return cast(Method, method(config, network, taught))
+
+
+def load_teacher(config: TaughtConfig) -> Encoder:
+    """The encoder that a recipe names as the teacher.
+
+    Raises:
+        UsageError: none is named, none can be loaded, or it has other weights by now.
+    """
+    if not config.teacher:
+        raise UsageError(
+            f"{config.name} learns from a teacher, and none is named",
+            tip=f"selfsame distill TEACHER DATA --loss {config.name}",
+        )
+    encoder = load(config.teacher, device="cpu")
+    asks = methods.find(config.name)
+    classes = config.alpha > 0 or (issubclass(asks, Taught) and "logits" in asks.wanted(config))
+    if classes and encoder.head is None and not Path(config.teacher).exists():
+        found = backbones.pretrained_classifier(config.teacher)
+        state = {} if found is None else found.state_dict()
+        encoder.head = _classifier_among({f"fc.{k}": v for k, v in state.items()}, encoder.dim)
+    if config.teacher_weights not in ("", encoder.fingerprint()[:16]):
+        raise UsageError(
+            f"{config.teacher} has other weights than the teacher that this run began with",
+            tip="begin a new run with another --out",
+        )
+    return encoder
+
+
 def _build(
     config: BackboneConfig, image_size: int, channels: int, module: nn.Module | None
 ) -> Backbone:
@@ -379,8 +508,9 @@ def _exported_for(folder: Path) -> str | None:
 def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     """The encoder in the newest checkpoint of a run that has not ended."""
     recipe = methods.read_recipe(run.recipe)
-    network = _build(recipe.backbone, recipe.image_size, recipe.channels, backbone)
-    method = methods.find(recipe.method.name)(recipe.method, network)
+    config = recipe.backbone.model_copy(update={"init": None, "pretrained": None})
+    network = build_network(recipe.model_copy(update={"backbone": config}), backbone)
+    method = build_method(recipe, network)
     step = checkpoint.load_latest(
         run.checkpoints,
         lambda line: print(line, file=sys.stderr),
@@ -395,9 +525,12 @@ def of_recipe(
     method: Method, recipe: Recipe, *, named: bool, classes: Sequence[str] | None = None
 ) -> Encoder:
     """The encoder that a recipe trains; ``named`` where its network is not the user's module."""
+    network, config = method.encoder(), recipe.backbone
+    if config.lora is not None:
+        network, config = merged(network), config.model_copy(update={"lora": None})
     return Encoder(
-        method.encoder(),
-        config=recipe.backbone if named else None,
+        network,
+        config=config if named else None,
         image_size=recipe.image_size,
         channels=recipe.channels,
         norm=recipe.norm,
@@ -414,13 +547,16 @@ def _named(name: str, weights: str | Path | None, image_size: int | None, channe
     network = backbones.build(
         name, image_size=image_size, channels=channels, pretrained=weights is None
     )
+    head = None
     if weights is not None:
-        _load_weights(network, Path(weights))
-    return Encoder(network, config=config, image_size=image_size, channels=channels)
+        target: nn.Module = getattr(network, "module", network)
+        rest = _load_state(target, _read_weights(Path(weights)), str(weights))
+        head = _classifier_among(rest, network.dim)
+    return Encoder(network, config=config, image_size=image_size, channels=channels, head=head)
 
 
-def _load_weights(network: nn.Module, file: Path) -> None:
-    """Load a state dict into a named network, with or without its classifier."""
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file: tensors alone, no code of the file is run."""
     state: dict[str, Any]
     try:
         if file.suffix == ".safetensors":
@@ -430,11 +566,57 @@ def _load_weights(network: nn.Module, file: Path) -> None:
     except Exception as error:
         raise UsageError(f"cannot read the weights in {file}: {error}") from None
     state = state.get("state_dict", state.get("model", state))
-    target: nn.Module = getattr(network, "module", network)
-    missing = target.load_state_dict(state, strict=False).missing_keys
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _load_state(target: nn.Module, state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Load weights into a network, which they may be more than; what is left of them.
+
+    Raises:
+        UsageError: a tensor of the network is missing, or has another shape.
+    """
+    own = target.state_dict()
+    state = {key: _fitted(key, value, own.get(key), target) for key, value in state.items()}
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     if missing:
         raise UsageError(
-            f"{file} lacks {len(missing)} of the network's tensors, for example {missing[0]}",
+            f"{where} lacks {len(missing)} of the network's tensors, for example {missing[0]}",
             tip="check that the file holds the weights of this architecture",
         )
+    wrong = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
+    if wrong:
+        have, want = list(state[wrong[0]].shape), list(own[wrong[0]].shape)
+        raise UsageError(
+            f"{len(wrong)} tensors in {where} have another shape than the network's: {wrong[0]} is "
+            f"{have}, not {want}",
+            tip="name the network that the weights are of, with its options: --backbone, "
+            "--set backbone.options.width=...",
+        )
+    target.load_state_dict({key: value for key, value in state.items() if key in own})
+    return {key: value for key, value in state.items() if key not in own}
+
+
+def _fitted(key: str, value: Tensor, own: Tensor | None, target: nn.Module) -> Tensor:
+    """A learnt table of positions at the network's grid; anything else as it is."""
+    if own is None or key.rpartition(".")[2] != "pos_embed" or value.shape == own.shape:
+        return value
+    inner = getattr(target, "module", target)
+    prefix = getattr(inner, "prefix", getattr(inner, "num_prefix_tokens", 0))
+    old, new = (round((x.shape[1] - prefix) ** 0.5) for x in (value, own))
+    square = prefix + old * old == value.shape[1] and prefix + new * new == own.shape[1]
+    if not square or value.shape[2] != own.shape[2]:
+        return value
+    table = resize_positions(value[:, prefix:], (old, old), (new, new))
+    return torch.cat([value[:, :prefix], table], dim=1)
+
+
+def _classifier_among(state: dict[str, Tensor], dim: int) -> Classifier | None:
+    """The linear classifier of features of width ``dim`` in what a network did not take."""
+    for key, weight in state.items():
+        name, _, last = key.rpartition(".")
+        bias = state.get(f"{name}.bias")
+        if last == "weight" and weight.ndim == 2 and weight.shape[1] == dim and bias is not None:
+            return restore(
+                {"kind": "linear", "rows": len(weight)}, {"weight": weight, "bias": bias}
+            )
+    return None

@@ -55,7 +55,7 @@ class Judge:
         online, before = self.online, {(r["step"], r["protocol"]) for r in self.run.rows("eval")}
         if online is None or (step, "linear") in before:
             return
-        if online.due(last=step == self.plan.total):
+        if online.due(encoder, last=step == self.plan.total):
             found = online(encoder)
             rows = ({"step": step, "protocol": name, **found[name]} for name in found)
             self.run.append("eval", rows)

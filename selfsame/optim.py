@@ -294,9 +294,28 @@ class _AdamW(Eager, torch.optim.AdamW):
 
 
 class _SGD(Eager, torch.optim.SGD):
-    """Torch's own, started sooner."""
+    """Torch's own, started sooner, for parameters that get their first gradient later, too.
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+    Its fused kernel wants a momentum of all parameters or of none. One of zero is none: what it
+    becomes is the gradient.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient; returns what ``closure`` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"] if group["momentum"] else ():
+                if p.grad is not None and "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        _sgd_step(self)
+        return loss
+
+
+_sgd_step = inspect.unwrap(torch.optim.SGD.step)
 
 
 class LARS(Eager):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal, NamedTuple
@@ -21,6 +25,7 @@ from selfsame.nn.heads import DINOHead
 from selfsame.types import Backbone, Method
 
 BUCKET_BYTES = 32 * 2**20  # of gradients that travel together
+KERNELS = 64  # compiled forms of a block: shapes of crops, with and without gradient, stages
 
 
 class Layout(NamedTuple):
@@ -29,6 +34,7 @@ class Layout(NamedTuple):
     accumulate: int = 1  # micro-batches of a rank's part of the batch
     parallel: Literal["ddp", "fsdp"] = "ddp"  # whole weights on every rank, or a part on each
     checkpoint_activations: bool = False  # compute them again instead of keeping them
+    compile: bool = False  # the blocks of networks by ``torch.compile``
 
 
 def check_layout(layout: Layout, batch: int, world: int, method: type[Method]) -> None:
@@ -59,6 +65,33 @@ def check_layout(layout: Layout, batch: int, world: int, method: type[Method]) -
         )
     if layout.parallel == "fsdp" and world == 1:
         raise UsageError("one process has nothing to shard", tip="leave --parallel out")
+    if layout.compile and layout.checkpoint_activations:
+        raise UsageError(
+            "--compile does not go with --checkpoint-activations",
+            tip="leave one of them out; --accumulate saves memory, too",
+        )
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile where nothing does: ``torch.compile`` needs Triton, or a C++ compiler.
+
+    Raises:
+        UsageError: with what is missing.
+    """
+    if device.type == "cpu":
+        name = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(
+            sys.platform, "g++"
+        )
+        if shutil.which(name) is None:
+            raise UsageError(
+                f"there is no C++ compiler {name!r} for --compile",
+                tip="install g++ or clang++ (CXX names another), or leave --compile out",
+            )
+    elif importlib.util.find_spec("triton") is None:
+        raise UsageError(
+            f"--compile needs Triton for {device.type}",
+            tip="pip install triton, or leave --compile out",
+        )
 
 
 def prepare(method: Method, layout: Layout) -> None:
@@ -75,6 +108,8 @@ def prepare(method: Method, layout: Layout) -> None:
         _synchronise(method, world)
     if layout.checkpoint_activations:
         _checkpoint_activations(method)
+    if layout.compile:
+        _compile(method)
     if layout.parallel == "fsdp":
         shard(method, layout.accumulate)
 
@@ -100,6 +135,41 @@ def check_norm_groups(groups: int, world: int) -> None:
             tip=f"use {', '.join(map(str, fitting))} or a multiple of {groups} processes, or "
             f"--set method.bn_groups={world}, which is another run",
         )
+
+
+def _compile(method: Method) -> None:
+    """Have the blocks of all backbones, teachers too, compiled at their first call, in place.
+
+    Blocks alone: they are most of the work, alike, and quick to compile. Names in the state dict
+    stay as they are, and draws at random are those of PyTorch's own operations.
+    """
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    torch._dynamo.config.recompile_limit = max(KERNELS, torch._dynamo.config.recompile_limit)
+    torch._inductor.config.fallback_random = True
+    for block in _blocks(method):
+        block.compile()
+
+
+def _blocks(method: Method) -> Iterator[nn.Module]:
+    for network in method.modules():
+        if isinstance(network, Backbone):
+            yield from network.blocks()
+
+
+def release(method: Method) -> None:
+    """Leave the networks as they are written: what a run ends with is compiled no more."""
+    for block in _blocks(method):
+        block._compiled_call_impl = None  # what `nn.Module.compile` sets; torch has no undo
+
+
+def as_written(layout: Layout) -> AbstractContextManager[object]:
+    """A region where nothing is compiled: an evaluation has other shapes, and few of them."""
+    if not layout.compile:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _checkpoint_activations(method: Method) -> None:

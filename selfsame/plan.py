@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,20 @@ from selfsame.data import (
     steps_per_epoch,
     suggest_canvas,
 )
+from selfsame.encoder import (
+    Encoder,
+    build_method,
+    build_network,
+    initial,
+    load,
+    load_teacher,
+)
 from selfsame.errors import DataError, UsageError
+from selfsame.files import cache_folder
+from selfsame.memo import Memo
 from selfsame.nn.batchnorm import norms_of
-from selfsame.parallel import Layout, check_layout, check_norm_groups
+from selfsame.nn.taught import Taught, TaughtConfig
+from selfsame.parallel import Layout, check_compiler, check_layout, check_norm_groups
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
 from selfsame.run import RunDirectory
@@ -49,6 +63,8 @@ class Choices:
     seed: int | None = None
     precision: str | None = None
     settings: Sequence[str] = ()
+    teacher: str | Path | nn.Module | None = None
+    init: str | Path | None = None
 
     def as_settings(self) -> list[str]:
         """The choices that are fields of a recipe, as ``key=value`` settings."""
@@ -73,6 +89,8 @@ class Plan:
     why: str  # this precision
     notes: list[str] = field(default_factory=list)  # choices made, in words
     layout: Layout = field(default_factory=Layout)
+    teacher: Encoder | None = None  # whom the method learns from
+    keep: bool = True  # what the teacher says of views that come again, on the disk
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,10 +111,13 @@ class Plan:
         """Choose how the run is laid out.
 
         Raises:
-            UsageError: the batch cannot be divided so, or the method not be sharded.
+            UsageError: the batch cannot be divided so, the method not be sharded, or nothing be
+                compiled here.
         """
         method = methods.find(self.recipe.method.name)
         check_layout(layout, self.recipe.batch_size, dist.world_size(), method)
+        if layout.compile:
+            check_compiler(self.device)
         self.layout = layout
 
     def agree(self) -> None:
@@ -129,21 +150,17 @@ class Plan:
             UsageError: the backbone lacks something that the method needs.
         """
         recipe = self.recipe
-        method = methods.find(recipe.method.name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(recipe.seed, 0))
-            network = backbones.build(
-                recipe.backbone.name if self.module is None else self.module,
-                image_size=recipe.image_size,
-                channels=recipe.channels,
-                options=recipe.backbone.options,
-                pretrained=bool(recipe.backbone.pretrained),
-                norm=recipe.norm,
-            )
+            network = build_network(recipe, self.module)
             check_pair(recipe.method.name, recipe.backbone.name, network.can)
             check_sizes(network, recipe)
-            built: Method = method(recipe.method, network)
+            built = build_method(recipe, network, self.teacher)
         check_norm_groups(built.norm_groups(), dist.world_size())
+        if isinstance(built, Taught):
+            built.teacher.to(self.device)
+            built.teacher.images = len(self.images)
+            built.teacher.memo = self.memo(built)
         return built.to(self.device).to(memory_format=torch.channels_last)
 
     def views(self, method: Method, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -152,7 +169,7 @@ class Plan:
             self.recipe.views,
             batch,
             seed=self.recipe.seed,
-            epoch=epoch,
+            epoch=self.recipe.view_epoch(epoch),
             norm=method.encoder().norm,
             device=self.device,
             color=self.recipe.color,
@@ -164,8 +181,28 @@ class Plan:
                     tip="put the images in one folder a class",
                 )
             views["label"] = batch.label.to(self.device)
+        if method.taught:
+            views["set"] = torch.full_like(batch.index, self.recipe.view_epoch(epoch))
         drawn = method.draw(views, batch.index, seed=self.recipe.seed, epoch=epoch)
         return views | {name: value.to(self.device) for name, value in drawn.items()}
+
+    def memo(self, method: Taught) -> Memo | None:
+        """Where what the teacher says is kept, where views come again."""
+        recipe, encoder = self.recipe, self.teacher
+        if recipe.view_sets is None or encoder is None or not self.keep or method.mixes:
+            return None
+        if encoder.config is None:  # of a module of the user's, weights do not say what it computes
+            return None
+        views = sum(view.count for view in recipe.views)
+        facts = (
+            *(encoder.fingerprint(), sorted(method.asked), self.images.source.fingerprint()),
+            *(recipe.views, recipe.view_sets, recipe.seed, recipe.color, recipe.canvas),
+            *(recipe.channels, recipe.levels, recipe.precision, self.device.type),
+        )
+        name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+        shapes = method.teacher.shapes(method.asked, recipe.channels)
+        count = len(self.images) * views * recipe.view_sets
+        return Memo(cache_folder() / "teachers" / name, count, shapes)
 
     def sweep(self, method: Method) -> Iterator[tuple[Tensor, Tensor]]:
         """Images without augmentation, in batches, for ``before_epoch``: each on one rank."""
@@ -204,6 +241,8 @@ class Plan:
             ),
         ]
         lines += self._layout(method)
+        if isinstance(method, Taught):
+            lines += self._teacher(method)
         if method is not None:
             total = sum(p.numel() for p in method.parameters())
             encoder = sum(p.numel() for p in method.encoder().parameters())
@@ -214,6 +253,27 @@ class Plan:
                 + ("  WARNING: it may not fit" if have and need > have else ""),
             ]
         return lines + [f"note       {note}" for note in self.notes]
+
+    def _teacher(self, method: Taught) -> list[str]:
+        """Whom the method learns from, and what is kept of what it says."""
+        encoder, memo, sets = self.teacher, method.teacher.memo, self.recipe.view_sets
+        assert encoder is not None
+        count = sum(p.numel() for p in encoder.parameters()) / 1e6
+        classes = f", {method.teacher.classes} classes" if encoder.head is not None else ""
+        lines = [
+            f"teacher    {method.config.teacher}: {count:.1f} M weights, {encoder.dim} features"
+            f"{classes}, images of {encoder.image_size} px"
+        ]
+        if memo is None:
+            again = "" if sets else " (--view-sets N: N epochs' views come again, and are kept)"
+            return [*lines, f"           sees the views of every step{again}"]
+        need, free = format_bytes(memo.bytes), format_bytes(free_bytes(memo.folder))
+        return [
+            *lines,
+            f"           sees {sets} set{'s' if sets != 1 else ''} of views once, "
+            f"then its answers are read: {need} on the disk, {free} free",
+            f"           kept in {memo.folder}",
+        ]
 
     def _layout(self, method: Method | None) -> list[str]:
         """How a batch is divided, and what that changes."""
@@ -315,6 +375,12 @@ def check_sizes(network: Backbone, recipe: Recipe) -> None:
     network.train(was_training)
 
 
+def free_bytes(folder: Path) -> int:
+    """What is free where a folder is, or will be."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
 def format_bytes(count: int) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
@@ -385,9 +451,12 @@ def _plan(
         kept = backbones.shared_options(recipe.backbone.name, name, recipe.backbone.options)
         network = BackboneConfig(name=name, options=kept)
         recipe = recipe.model_copy(update={"backbone": network})
+    if choices.init is not None:
+        recipe = _begun(recipe, str(choices.init), choices)
     recipe = with_settings(recipe, choices.as_settings())
     precision, why = machine.precision(recipe.precision, device)
     recipe = recipe.model_copy(update={"precision": precision})
+    recipe, teacher = _taught(recipe, choices, base)
     recipe = _resolve(recipe, choices, source, notes, module)
     can = backbones.abilities(recipe.backbone.name)
     if can is not None:
@@ -399,7 +468,80 @@ def _plan(
     if untold and not recipe.backbone.pretrained:
         recipe = recipe.model_copy(update={"norm": measure_norm(images)})
         notes.append("mean and deviation of each channel measured on the images")
-    return Plan(recipe, images, device, module, why, notes)
+    return Plan(recipe, images, device, module, why, notes, teacher=teacher)
+
+
+def _begun(recipe: Recipe, init: str, choices: Choices) -> Recipe:
+    """The recipe with the network and the input of the weights that it begins with.
+
+    Raises:
+        UsageError: the weights cannot be loaded, or are of another network than was asked for.
+    """
+    asked = choices.backbone
+    hub = not Path(init).exists()
+    if hub or (Path(init) / "config.json").is_file():
+        name = init if hub else f"{backbones.TRANSFORMERS}{init}"
+        if hub and "/" not in init:
+            name = f"{backbones.library_of(init)}/{init}"
+        if asked not in (None, init, name):
+            raise UsageError(
+                f"the weights are those of {name}, not of {asked}", tip="leave --backbone out"
+            )
+        network = BackboneConfig(name=name, pretrained=True)
+        return recipe.model_copy(update={"backbone": network})
+    encoder, weights = initial(init)
+    update: dict[str, Any] = {"init": init, "init_weights": weights}
+    if encoder is None:  # a file, of the network that the recipe or --backbone names
+        return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=update)})
+    if encoder.config is None:
+        raise UsageError(
+            f"{init} holds the weights of a module of yours", tip="load them into it yourself"
+        )
+    if asked not in (None, encoder.config.name):
+        raise UsageError(
+            f"{init} is a {encoder.config.name}, not a {asked}", tip="leave --backbone out"
+        )
+    own = backbones.standard_norm(encoder.channels)
+    return recipe.model_copy(
+        update={
+            "backbone": encoder.config.model_copy(update=update),
+            "channels": encoder.channels,
+            "levels": recipe.levels or encoder.levels,
+            "norm": recipe.norm or (None if encoder.norm == own else encoder.norm),
+        }
+    )
+
+
+def _taught(recipe: Recipe, choices: Choices, base: Recipe | None) -> tuple[Recipe, Encoder | None]:
+    """The recipe with its teacher's name and weights, and the teacher.
+
+    Raises:
+        UsageError: a teacher that cannot be loaded, or for a method that takes none.
+    """
+    config, given = recipe.method, choices.teacher
+    if not methods.find(config.name).taught:
+        if given is not None:
+            raise UsageError(
+                f"{config.name} takes no teacher",
+                tip="selfsame distill TEACHER DATA --loss kd, for example",
+            )
+        return recipe, None
+    assert isinstance(config, TaughtConfig)
+    if isinstance(given, nn.Module):
+        size, channels = recipe.image_size, recipe.channels
+        encoder = load(deepcopy(given), image_size=size, channels=channels, device="cpu")
+        name = f"module:{type(given).__name__}"
+    else:
+        name = str(given or config.teacher)
+        if name.startswith("module:"):
+            raise UsageError(
+                "the teacher is a module of yours", tip="give it: distill(teacher=module, ...)"
+            )
+        weights = config.teacher_weights if base is not None else ""
+        config = config.model_copy(update={"teacher": name, "teacher_weights": weights})
+        encoder = load_teacher(config)
+    update = {"teacher": name, "teacher_weights": encoder.fingerprint()[:16]}
+    return recipe.model_copy(update={"method": config.model_copy(update=update)}), encoder
 
 
 def _base_recipe(method: str, choices: Choices, count: int, side: int, notes: list[str]) -> Recipe:

@@ -48,12 +48,23 @@ class MethodConfig(Config):
         return self
 
 
+class LoRA(Config):
+    """Low-rank adaptation of a network: `selfsame.backbones.lora`."""
+
+    r: Annotated[int, Field(ge=1)] = 8  # rank of the updates
+    alpha: Annotated[float, Field(gt=0)] = 16.0  # they are scaled by alpha / r
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of what goes into them
+
+
 class BackboneConfig(Config):
     """Which network. ``options`` go to its constructor, for example ``stem`` and ``width``."""
 
     name: str = "resnet50"
     options: dict[str, Scalar] = Field(default_factory=dict)
     pretrained: bool | None = None  # begin with the weights that timm or torchvision has
+    init: str | None = None  # begin with these: a run, an exported encoder, a file of weights
+    init_weights: str | None = None  # a hash of them; filled in
+    lora: LoRA | None = None  # only low-rank updates learn
 
 
 class Recipe(Config):
@@ -76,6 +87,8 @@ class Recipe(Config):
     backbone: BackboneConfig = BackboneConfig()
     optim: Optim = Optim()
     views: tuple[View, ...] = (View(count=2),)
+    view_sets: Annotated[int, Field(ge=1)] | None = None  # epochs after which the same views come
+    # again, so that what a teacher says of them can be kept; None: every epoch has its own
 
     @model_validator(mode="after")
     def _one_duration(self) -> Recipe:
@@ -87,6 +100,10 @@ class Recipe(Config):
     def image_size(self) -> int:
         """Side of the largest view, pixels: what the encoder is evaluated at."""
         return max(view.size for view in self.views)
+
+    def view_epoch(self, epoch: int) -> int:
+        """The epoch whose views an epoch has."""
+        return epoch if self.view_sets is None else epoch % self.view_sets
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""
@@ -147,6 +164,23 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     elif any(s.partition("=")[0].strip() == "epochs" for s in settings):
         values.pop("steps", None)
     return parse(values, type(recipe.method))
+
+
+def lora_settings(text: str | None) -> list[str]:
+    """Settings of ``r=8`` or ``r=8,alpha=32``, as people write them for LoRA.
+
+    Raises:
+        UsageError: a word that LoRA does not have.
+    """
+    found = []
+    for part in filter(None, (text or "").split(",")):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or name not in LoRA.model_fields:
+            raise UsageError(
+                f"'{part.strip()}' is not a setting of LoRA", tip="--lora r=8 or r=8,alpha=16"
+            )
+        found.append(f"backbone.lora.{name}={value}")
+    return found
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:

@@ -85,6 +85,7 @@ def train(
     if not fine:
         console.say(f"step {done:,} or one before it is not finite: back to the last checkpoint")
         done, _ = _train(plan, method, run, console, options, interrupt, careful=True)
+    parallel.release(method)
     return done
 
 
@@ -125,7 +126,8 @@ def _train(
 
         def evaluate() -> None:
             assert options.evaluate is not None
-            with interrupt.leaving():  # where it is left, it is made up for when the run goes on
+            # where it is left, it is made up for when the run goes on
+            with interrupt.leaving(), parallel.as_written(plan.layout):
                 options.evaluate(whole, done)
 
         dist.on_main(evaluate)

@@ -112,7 +112,8 @@ class Backbone(nn.Module):
     - "replace": ``backbone(x, replace=(mask, token))`` puts ``token``, [D], in the place of the
       patch embeddings where ``mask``, bool [B, N], is true, before positions are added;
     - "ffn": ``backbone.feed_forwards(x, last)`` gives what the last blocks' perceptrons return;
-    - "layers": ``backbone.layers(x, last)`` gives the features after each of the last blocks.
+    - "layers": ``backbone.layers(x, last)`` gives the features after each of the last blocks;
+    - "stages": ``backbone.stages(x)`` gives the maps between its stages.
     """
 
     dim: int
@@ -128,6 +129,21 @@ class Backbone(nn.Module):
         """Features after each of the ``last`` blocks, first to last, where ``can`` has "layers"."""
         raise NotImplementedError
 
+    def stages(self, x: Tensor) -> tuple[Sequence[Tensor], Features]:
+        """Maps [B, C, h, w] at the end of each stage, first to last, and what `forward` gives.
+
+        Where ``can`` has "stages". A plain transformer, which has one resolution, gives its tokens
+        after each quarter of its blocks.
+        """
+        found = self.layers(x, len(self.blocks()))
+        ends = sorted({len(found) * quarter // 4 for quarter in (1, 2, 3, 4)} - {0})
+        maps = []
+        for end in ends:
+            tokens = found[end - 1].tokens
+            assert tokens is not None
+            maps.append(tokens.transpose(1, 2).reshape(len(tokens), -1, *found[-1].grid))
+        return maps, found[-1]
+
     def blocks(self) -> Sequence[nn.Module]:
         """Repeated units, first to last: for compilation, sharding and layer-wise decay."""
         raise NotImplementedError
@@ -140,13 +156,16 @@ class Method(nn.Module):
     subset of ``Backbone.can`` that it requires; ``batch_coupled`` says that the loss looks across
     images (then it has ``embed`` and ``loss``), ``labelled`` that ``views["label"]`` must hold the
     labels, int64 [B], ``shardable`` that all its networks are called in ``forward`` and by
-    ``__call__``, as FSDP asks. It is built as ``Method(config, backbone)``.
+    ``__call__``, as FSDP asks. It is built as ``Method(config, backbone)``; one that is ``taught``
+    by a network that others trained, which its config names as ``teacher``, as ``Method(config,
+    backbone, teacher)``.
     """
 
     Config: ClassVar[type[MethodConfig]]
     needs: ClassVar[frozenset[str]] = frozenset()
     batch_coupled: ClassVar[bool] = False
-    labelled: ClassVar[bool] = False
+    labelled: bool = False
+    taught: ClassVar[bool] = False
     shardable: ClassVar[bool] = False
 
     def draw(

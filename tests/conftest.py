@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from helpers import tiny_teacher
 from ranks import Ranks
 
 
@@ -11,6 +12,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Features of tests are kept apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELFSAME_CACHE", str(tmp_path_factory.mktemp("cache")))
+        tiny_teacher()  # before any rank asks for it
         yield
 
 

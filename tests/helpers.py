@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from selfsame.recipe import BackboneConfig, Recipe, with_settings
@@ -44,9 +46,41 @@ def tiny_recipe(method: str, **more: object) -> Recipe:
 
     recipe = methods.recipe(method, "small", 32)
     enough = methods.find(method).needs <= (abilities(TINY["backbone.name"]) or set())
+    distilled = "distilled" in recipe.backbone.options
     recipe = recipe.model_copy(update={"backbone": BackboneConfig(name=recipe.backbone.name)})
-    network = TINY if enough else TINY_VIT
+    network = TINY if enough and not distilled else TINY_VIT
+    if distilled:
+        network = network | {"backbone.options.distilled": "true"}
+    if methods.find(method).taught:
+        network = network | {"method.teacher": str(tiny_teacher())}
     return with_settings(recipe, tiny_settings(network, **{"batch_size": 8, "steps": 6} | more))
+
+
+@cache
+def tiny_teacher(classes: int = 4) -> Path:
+    """An exported encoder with a classifier, random and the same in every process.
+
+    The first process of a test session writes it (`conftest`): of several ranks only one may.
+    """
+    from selfsame import backbones
+    from selfsame.encoder import Encoder
+    from selfsame.files import cache_folder
+    from selfsame.nn.classify import Linear
+
+    folder = cache_folder() / f"teacher{classes}"
+    if folder.exists():
+        return folder
+    options = {"stem": "patch", "width": 12, "zero_init": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = backbones.build("resnet10", image_size=32, options=options)
+        head = Linear(network.dim, classes)
+    config = BackboneConfig(name="resnet10", options=options)
+    names = [chr(ord("a") + i) for i in range(classes)]
+    encoder = Encoder(network, config=config, image_size=32, head=head, classes=names)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.save(folder)
+    return folder
 
 
 def textures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:

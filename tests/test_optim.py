@@ -237,6 +237,29 @@ def test_resume_is_bit_equal(name: Any, tmp_path: Any) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_parameter_may_get_its_first_gradient_later(name: Any, nesterov: bool) -> None:
+    """Prototypes that rest at first, and those that are drawn anew: their state begins later."""
+    if nesterov and name == "adamw":
+        pytest.skip("not an option of AdamW")
+    late, early = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3, 2))
+    alone = nn.Parameter(torch.ones(2, 2))
+    options = Optim(name=name, lr=0.1, scaling="none", weight_decay=0.01, nesterov=nesterov)
+    together = build(nn.ParameterList([late, early]), options, 256)
+    other = build(nn.ParameterList([alone]), options, 256)
+    for step in range(5):
+        early.grad = torch.full((3, 2), 1.0 + step)
+        if step == 3:
+            together.state.pop(late)
+            other.state.pop(alone)
+        if step >= 1:
+            late.grad = alone.grad = torch.tensor([[1.0, -2.0], [0.5, step]])
+            other.step()
+        together.step()
+    torch.testing.assert_close(late, alone, rtol=0, atol=0)
+
+
 def test_lars_skips_parameters_without_gradient_and_runs_a_closure() -> None:
     p, q = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimizer = LARS([p, q], 0.1)

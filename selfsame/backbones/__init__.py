@@ -23,12 +23,19 @@ __all__ = [
     "build",
     "default_options",
     "layer_numbers",
+    "library_of",
     "own_size",
+    "pretrained_classifier",
     "shared_options",
+    "standard_norm",
     "wrap",
 ]
 
 Options = Mapping[str, bool | int | float | str]
+
+TRANSFORMERS = transformers.PREFIX
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")  # of torchvision's ResNets
 
 
 def build(
@@ -118,6 +125,34 @@ def abilities(name: str) -> frozenset[str] | None:
     return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens"})
 
 
+def pretrained_classifier(name: str) -> nn.Linear | None:
+    """The linear classifier that a library's pretrained network ends with; None where it has none.
+
+    Raises:
+        UsageError: an unknown name, or weights that cannot be had.
+    """
+    library, _, model = name.rpartition("/")
+    if library == "transformers" or name.startswith(transformers.PREFIX):
+        return None
+    try:
+        if (library or library_of(model)) == "timm":
+            import timm
+
+            whole: Any = timm.create_model(model, pretrained=True)
+            found = whole.get_classifier()
+        else:
+            from torchvision.models import get_model
+
+            module = get_model(model, weights="DEFAULT")
+            found = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot get the pretrained weights of {name}: {str(error).splitlines()[0]}",
+            tip="the library downloads them once",
+        ) from None
+    return found if isinstance(found, nn.Linear) else None
+
+
 def own_size(name: str) -> int | None:
     """Side of the images that a named network was made for, pixels; None where any will do."""
     return transformers.own_size(name) if name.startswith(transformers.PREFIX) else None
@@ -200,14 +235,36 @@ class Wrapped(Backbone):
         module.train(was_training)
         self.dim = features.pooled.shape[1]
         self.stride = example.shape[-1] // features.grid[0] if features.tokens is not None else None
-        self.can = frozenset({"tokens"} if features.tokens is not None else ())
+        can = {"tokens": features.tokens is not None, "stages": _has_stages(module)}
+        self.can = frozenset(word for word, true in can.items() if true)
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images [B, C, S, S]."""
         module: Any = self.module
         if not hasattr(module, "forward_features"):  # timm's networks have it
             return _as_features(module(x))
-        y = module.forward_features(x)
+        return self._ended(module.forward_features(x))
+
+    def stages(self, x: Tensor) -> tuple[Sequence[Tensor], Features]:
+        """Maps at the end of each stage: timm's intermediate ones, or those of ``layer1`` to 4."""
+        module: Any = self.module
+        if hasattr(module, "forward_intermediates"):
+            y, maps = module.forward_intermediates(x)
+            return maps, self._ended(y)
+        maps = []
+        hooks = [
+            getattr(module, name).register_forward_hook(lambda _, __, y: maps.append(y))
+            for name in LAYERS
+        ]
+        try:
+            return maps, self(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _ended(self, y: Tensor) -> Features:
+        """Features of what timm's ``forward_features`` returned."""
+        module: Any = self.module
         pooled = module.forward_head(y, pre_logits=True)
         if y.ndim == 4:
             if y.shape[1] != getattr(module, "num_features", y.shape[1]):
@@ -228,7 +285,7 @@ class Wrapped(Backbone):
 class WrappedViT(Wrapped):
     """A plain vision transformer of timm's, whose tokens can be dropped and replaced."""
 
-    can = frozenset({"tokens", "keep", "replace", "layers"})
+    can = frozenset({"tokens", "keep", "replace", "layers", "stages"})
 
     def __init__(self, module: nn.Module, example: Tensor, norm: Norm) -> None:
         super().__init__(module, example, norm)
@@ -254,6 +311,10 @@ class WrappedViT(Wrapped):
             x = block(x)
         return self._features(x, (rows, columns))
 
+    def stages(self, x: Tensor) -> tuple[Sequence[Tensor], Features]:
+        """Tokens after each quarter of the blocks, as maps."""
+        return Backbone.stages(self, x)
+
     def layers(self, x: Tensor, last: int) -> list[Features]:
         """Features after each of the ``last`` blocks, first to last, all through the last norm."""
         module: Any = self.module
@@ -273,6 +334,11 @@ class WrappedViT(Wrapped):
         return Features(
             module.forward_head(x, pre_logits=True), x[:, module.num_prefix_tokens :], grid
         )
+
+
+def _has_stages(module: nn.Module) -> bool:
+    """Whether `Wrapped` finds the maps between the stages of a network."""
+    return hasattr(module, "forward_intermediates") or all(hasattr(module, n) for n in LAYERS)
 
 
 def _as_features(y: Any) -> Features:
@@ -411,6 +477,11 @@ def _torchvision(
     if channels != 3:
         _adapt_stem(module, channels)
     return module, _spread(IMAGENET, channels)
+
+
+def standard_norm(channels: int) -> Norm:
+    """What a network normalises with where nothing else is known: ImageNet's mean, deviation."""
+    return _spread(IMAGENET, channels)
 
 
 def _spread(norm: Norm, channels: int) -> Norm:

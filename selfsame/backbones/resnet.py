@@ -97,7 +97,7 @@ class ResNet(Backbone):
     Features: pooled [B, D], tokens [B, h * w, D] from the last feature map, grid (h, w).
     """
 
-    can = frozenset({"tokens", "maps"})
+    can = frozenset({"tokens", "maps", "stages"})
     norm = IMAGENET
 
     def __init__(
@@ -128,8 +128,8 @@ class ResNet(Backbone):
                 inputs = planes * block.expansion
             self.add_module(f"layer{stage + 1}", layer)
         self.dim = inputs
-        self.stages = len(depths)
-        self.stride = stride * (2 if self.pool_stem else 1) * 2 ** (self.stages - 1)
+        self.depth = len(depths)  # number of stages
+        self.stride = stride * (2 if self.pool_stem else 1) * 2 ** (self.depth - 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -138,16 +138,23 @@ class ResNet(Backbone):
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images [B, C, S, S]."""
+        return self.stages(x)[1]
+
+    def stages(self, x: Tensor) -> tuple[list[Tensor], Features]:
+        """Maps after each stage, [B, C, h, w], after their last ReLU, and the features."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.pool_stem:
             x = F.max_pool2d(x, 3, 2, 1)
-        for stage in range(self.stages):
+        maps = []
+        for stage in range(self.depth):
             x = self.get_submodule(f"layer{stage + 1}")(x)
-        return Features(x.mean((2, 3)), x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+            maps.append(x)
+        grid = (x.shape[2], x.shape[3])
+        return maps, Features(x.mean((2, 3)), x.flatten(2).transpose(1, 2), grid)
 
     def blocks(self) -> Sequence[nn.Module]:
         """The residual blocks, first to last."""
-        layers = [self.get_submodule(f"layer{stage + 1}") for stage in range(self.stages)]
+        layers = [self.get_submodule(f"layer{stage + 1}") for stage in range(self.depth)]
         return [block for layer in layers for block in layer.children()]
 
 

@@ -214,13 +214,15 @@ class ViT(Backbone):
         drop_path: chance that an image skips a branch, growing linearly to this at the last block.
         swiglu: a gated perceptron in place of the plain one.
         frozen_patch: keep the patch projection at its random start (MoCo v3, section 4.2).
+        distilled: a second token beside the class token (DeiT, arXiv 2012.12877, section 4): the
+            feature is both, one after the other, twice as wide.
         init: "normal" (0.02, timm's), "xavier" (MAE's), or "xavier_qkv", which takes q, k and v for
             three matrices (MoCo v3's).
 
     Features: pooled [B, D], tokens [B, N, D] after the last norm, grid (h, w).
     """
 
-    can = frozenset({"tokens", "keep", "replace", "ffn", "layers"})
+    can = frozenset({"tokens", "keep", "replace", "ffn", "layers", "stages"})
     norm = IMAGENET
 
     def __init__(
@@ -241,6 +243,7 @@ class ViT(Backbone):
         drop_path: float = 0.0,
         swiglu: bool = False,
         frozen_patch: bool = False,
+        distilled: bool = False,
         init: Literal["normal", "xavier", "xavier_qkv"] = "normal",
     ) -> None:
         super().__init__()
@@ -251,11 +254,19 @@ class ViT(Backbone):
                 f"{name}: a width of {dim} does not go with {heads} heads",
                 tip="take a multiple of both the heads and 4",
             )
-        self.dim, self.stride, self.pool = dim, patch, pool
+        if distilled and pool != "cls":
+            raise UsageError(
+                "a distillation token goes with a class token",
+                tip="leave backbone.options.pool at cls",
+            )
+        self.dim, self.stride, self.pool = dim * (1 + distilled), patch, pool
+        if distilled:
+            self.can = self.can | {"distilled"}
         self.patch_embed = PatchEmbed(channels, dim, patch)
         self.base = self._grid(image_size, image_size)
-        prefix = int(pool == "cls")
+        self.prefix = prefix = int(pool == "cls") + distilled  # tokens before those of patches
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if prefix else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if distilled else None
         if positions == "learnt":
             self.pos_embed = nn.Parameter(torch.zeros(1, prefix + math.prod(self.base), dim))
         else:
@@ -315,8 +326,8 @@ class ViT(Backbone):
     def _features(self, x: Tensor, grid: tuple[int, int]) -> Features:
         """Features of what a block returned."""
         x = self.last_norm(x)
-        tokens = x[:, 1:] if self.pool == "cls" else x
-        return Features(x[:, 0] if self.pool == "cls" else tokens.mean(1), tokens, grid)
+        tokens = x[:, self.prefix :]
+        return Features(x[:, : self.prefix].flatten(1) if self.prefix else x.mean(1), tokens, grid)
 
     def embed(
         self, x: Tensor, *, keep: Tensor | None = None, replace: Replace | None = None
@@ -327,12 +338,14 @@ class ViT(Backbone):
         if replace is not None:
             mask, token = replace
             x = torch.where(mask[..., None], token.to(x.dtype), x)
-        prefix = int(self.pool == "cls")
-        x = x + resize_positions(self.pos_embed[:, prefix:], self.base, grid)
+        x = x + resize_positions(self.pos_embed[:, self.prefix :], self.base, grid)
         if keep is not None:
             x = keep_tokens(x, keep)
         if self.cls_token is not None:
-            first = self.cls_token + self.pos_embed[:, :1]
+            first: Tensor = self.cls_token
+            if self.dist_token is not None:
+                first = torch.cat([first, self.dist_token], dim=1)
+            first = first + self.pos_embed[:, : self.prefix]
             # x.shape[0] and not len(x), which a traced graph would take for a constant
             x = torch.cat([first.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm_pre(x), grid
@@ -345,7 +358,7 @@ class ViT(Backbone):
             assert isinstance(block, Block)
             x, y = block.with_feed_forward(x)
             if i >= len(self.block) - last:
-                found.append(y[:, int(self.pool == "cls") :])
+                found.append(y[:, self.prefix :])
         return found
 
     def blocks(self) -> Sequence[nn.Module]:
@@ -381,8 +394,9 @@ class ViT(Backbone):
         nn.init.zeros_(patch.bias)
         if frozen_patch:
             self.patch_embed.requires_grad_(False)
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=0.02)
+        for token in (self.cls_token, self.dist_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
         if isinstance(self.pos_embed, nn.Parameter):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -405,5 +419,12 @@ def layer_of(name: str, depth: int) -> int:
     """
     if found := re.search(r"(?:^|\.)blocks?\.(\d+)\.", name):
         return int(found[1]) + 1
-    embeddings = ("patch_embed", "pos_embed", "cls_token", "mask_token", "register_tokens")
+    embeddings = (
+        "patch_embed",
+        "pos_embed",
+        "cls_token",
+        "dist_token",
+        "mask_token",
+        "register_tokens",
+    )
     return 0 if any(part in name.split(".") for part in embeddings) else depth + 1

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -112,19 +111,8 @@ def encoder_key(encoder: Encoder) -> str | None:
     """
     if encoder.config is None:
         return None
-    facts = (
-        FORMAT,
-        encoder.config.model_dump_json(),
-        *(encoder.image_size, encoder.channels, encoder.norm, encoder.levels),
-        eval_crop(encoder.image_size),
-        encoder.device.type,
-    )
-    digest = hashlib.sha256(repr(facts).encode())
-    for name, value in encoder.backbone.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(data.numpy().data)
-    return digest.hexdigest()
+    facts = (FORMAT, encoder.fingerprint(), eval_crop(encoder.image_size), encoder.device.type)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def entry_key(encoder: str, source: Source, what: str) -> str:

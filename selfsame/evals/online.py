@@ -24,19 +24,21 @@ from selfsame.evals.subject import batch_size
 from selfsame.types import Source
 
 SHARE = 0.05  # of the run's time, at most
-FREE = 2.0  # seconds that are spent whatever the share: very short runs are judged, too
+FREE = 2.0  # seconds in all that are spent whatever the share: very short runs are judged, too
 TRAIN, TEST = 4000, 2000  # images at most
 LEAST = 0.1  # of these, whatever their cost
-TRIAL = 64  # images that the first evaluation is timed on
+TRIAL = 32  # images that are timed before
 CACHE = 2**28  # bytes of decoded images of a part that are kept between evaluations
 
 
 class Online:
     """Probes of a run that keep an eye on the clock.
 
-    How many images are used, evenly spaced, is decided at the first evaluation and stays: as many
-    as the share allows at the speed that is then measured. An evaluation that would exceed the
-    share is left out; the last one is always made.
+    How many images are used, evenly spaced, is decided when one is first thought of, and stays: as
+    many as half of what is allowed then buys, at the speed that is measured, so that as much is
+    left for the last evaluation. That one is always made; any other is left out where it, or the
+    last one after it, would exceed the share. So all that a run may cost beyond its share is `FREE`
+    seconds, or one evaluation on `LEAST` of the images.
 
     Args:
         data: Labelled images.
@@ -73,15 +75,17 @@ class Online:
         """Let go of the images."""
         self._open.close()
 
-    def due(self, *, last: bool = False) -> bool:
-        """Whether there is time for an evaluation now."""
-        return last or self.spent + self._cost <= self._allowed()
+    def due(self, encoder: Encoder, *, last: bool = False) -> bool:
+        """Whether there is time for an evaluation now, and for the last one still."""
+        if not self._parts:
+            self._choose(encoder)
+        return last or self.spent + 2 * self._cost <= self._allowed()
 
     def __call__(self, encoder: Encoder) -> dict[str, Scores]:
         """Scores of kNN and of a linear probe, whose L2 strength the first evaluation chose."""
-        since = self._clock()
         if not self._parts:
             self._choose(encoder)
+        since = self._clock()
         (train_x, train_y), (test_x, test_y) = (_features(encoder, part) for part in self._parts)
         probe = fit_probe(train_x, train_y, self._l2s, folds=1)
         self._l2s = (probe.l2,)
@@ -108,16 +112,19 @@ class Online:
 
     def _choose(self, encoder: Encoder) -> None:
         """Decide how many images of each part are used, and open them."""
-        allowed = self._allowed()
         trial = self._images(encoder, self.data.train, TRIAL)
         since = self._clock()
         _features(encoder, trial)
-        each = max(self._clock() - since, 1e-9) / len(trial)
+        took = max(self._clock() - since, 1e-9)
+        self.spent += took
+        each = took / len(trial)
+        allowed = (self._allowed() - self.spent) / 2
         share = min(1.0, max(LEAST, allowed / (each * (TRAIN + TEST))))
         self._parts = [
             self._images(encoder, self.data.train, round(share * TRAIN)),
             self._images(encoder, self.data.test, round(share * TEST)),
         ]
+        self._cost = each * sum(len(part) for part in self._parts)
 
     def _images(self, encoder: Encoder, source: Source, most: int) -> Images:
         rows = torch.tensor(spaced(len(source), most)).numpy()

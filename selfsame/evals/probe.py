@@ -7,7 +7,9 @@ the order of the run changes which images are looked at, or how they are cropped
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +33,17 @@ from selfsame.recipe import Recipe
 from selfsame.types import Batch, Norm
 from selfsame.views import make_views
 
-IMAGES = 1024  # of the training set, evenly spaced, seen without augmentation
-VIEWED = 256  # of those, how many are seen in views and without their colours, too
+IMAGES = 1024  # of the training set at most, evenly spaced, seen without augmentation
+LEAST = 64  # of them, whatever they cost
+VIEWED = 0.25  # of those, how many are seen in views and without their colours, too
 VIEWS = 4  # of each
 SEED = 0  # of the views, whatever the run's is
 CHUNK = 256  # images at once
 THUMBNAIL = 16  # pixels
 SHARE = 0.01  # of the network's work in training, that the measurements in between may cost
+ENDS = 0.01  # of the same, that the first measurement and the last may cost, each
+SECONDS = 5.0  # that one may take however short the run is
+TRIAL = 16  # images that are timed
 
 
 class Probe:
@@ -46,19 +52,62 @@ class Probe:
     Args:
         images: the training set, decoded as the run decodes it.
         recipe: its views are those that alignment, LiDAR and the like are measured on.
+        size: images at most, a quarter of which are seen in views.
     """
 
-    def __init__(self, images: Images, recipe: Recipe) -> None:
+    def __init__(self, images: Images, recipe: Recipe, size: int | None = None) -> None:
         self.images = images
         self.recipe = recipe
-        self.index = spaced(len(images), IMAGES)
-        self.viewed = spaced(len(self.index), VIEWED)  # rows of ``index``
+        self.size = IMAGES if size is None else size
+        self.index = spaced(len(images), self.size)
+        self.viewed = spaced(len(self.index), round(VIEWED * self.size))  # rows of ``index``
         every = [view for view in recipe.views for _ in range(view.count)]
         whole = [view for view in every if view.size == recipe.image_size]
         self.views = tuple(
             whole[i % len(whole)].model_copy(update={"name": "probe", "count": 1})
             for i in range(VIEWS)
         )
+
+    @classmethod
+    def again(cls, images: Images, recipe: Recipe, row: Mapping[str, Any]) -> Probe:
+        """The probe that a row was measured with."""
+        if "viewed" not in row:
+            return cls(images, recipe)
+        return cls(images, recipe, max(int(row["images"]), round(row["viewed"] / VIEWED)))
+
+    @classmethod
+    def affordable(
+        cls,
+        images: Images,
+        recipe: Recipe,
+        encoder: Encoder,
+        total: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Probe:
+        """The largest probe whose measurement a run can spare; each size is half the one above.
+
+        That is one whose images are `ENDS` of what passes through the network in training, or, in
+        a run too short for that, one that takes `SECONDS`: then the machine's speed counts.
+
+        Args:
+            images: the training set.
+            recipe: of the run.
+            encoder: what will be measured.
+            total: steps of the run.
+            clock: seconds that pass.
+        """
+        probe = cls(images, recipe)
+        spare = ENDS * total * probe.work
+        if probe.cost > spare:
+            trial = next(probe._batches(probe.index[:TRIAL]))
+            encoder.features(trial.images, trial.sizes).cpu()  # the first call takes longer
+            since = clock()
+            trial = next(probe._batches(probe.index[:TRIAL]))
+            encoder.features(trial.images, trial.sizes).cpu()
+            spare = max(spare, SECONDS * len(trial.index) / max(clock() - since, 1e-9))
+        while probe.cost > spare and probe.size > LEAST:
+            probe = cls(images, recipe, probe.size // 2)
+        return probe
 
     @property
     def cost(self) -> int:
@@ -71,10 +120,11 @@ class Probe:
         Distances are those of features of unit length.
 
         Returns:
-            ``images`` and ``dim``, N and D; ``rankme``, ``feature_std`` and its reference,
-            ``alpha_req``, ``neighbor_distance`` of clean images; ``alignment``, ``uniformity``,
-            ``view_match``, ``lidar`` of views; ``pixel_match`` of the views themselves;
-            ``neutral_match``, see `neutral`; ``weight_rms``, the size of a typical weight.
+            ``images`` and ``dim``, N and D; ``viewed``, how many of N in views; ``rankme``,
+            ``feature_std`` and its reference, ``alpha_req``, ``neighbor_distance`` of clean images;
+            ``alignment``, ``uniformity``, ``view_match``, ``lidar`` of views; ``pixel_match`` of
+            the views themselves; ``neutral_match``, see `neutral`; ``weight_rms``, the size of a
+            typical weight.
 
         Raises:
             DivergedError: features that are not finite.
@@ -95,6 +145,7 @@ class Probe:
         std, reference = feature_std(z)
         return {
             "images": float(len(z)),
+            "viewed": float(len(self.viewed)),
             "dim": float(z.shape[1]),
             "rankme": rankme(z.double()).item(),
             "feature_std": std.item(),
@@ -138,14 +189,20 @@ class Probe:
         for start in range(0, len(index), size):
             yield self.images.batch(torch.tensor(index[start : start + size]))
 
-    def affordable(self, batch_size: int) -> int:
-        """Steps of training of whose work one measurement is `SHARE`.
+    @property
+    def work(self) -> float:
+        """Images that a step of training sends through the network, counted as `cost` is.
 
-        Counted in images that pass through the network, a backward pass as two forward passes.
+        A smaller view counts by its pixels, a backward pass as two forward passes.
         """
         size = self.recipe.image_size
         seen = sum(view.count * (view.size / size) ** 2 for view in self.recipe.views)
-        return math.ceil(self.cost / (SHARE * 3 * batch_size * seen))
+        return 3 * self.recipe.batch_size * seen
+
+    @property
+    def every(self) -> int:
+        """Steps of training of whose work one measurement is `SHARE`."""
+        return math.ceil(self.cost / (SHARE * self.work))
 
 
 def thumbnails(views: Tensor) -> Tensor:

@@ -28,25 +28,36 @@ class Watch:
         self, run: RunDirectory, images: Images, recipe: Recipe, total: int, every: int
     ) -> None:
         self.run = run
+        self.images = images
         self.recipe = recipe
         self.total = total
-        self.probe = Probe(images, recipe)
-        self.every = every * math.ceil(self.probe.affordable(recipe.batch_size) / every)
+        self.every = every
 
     def due(self, step: int) -> bool:
         """Whether to measure after ``step`` steps, besides before the first and after the last."""
-        return 0 < step < self.total and step % self.every == 0
+        rows = self.rows()
+        if not rows:
+            return False
+        every = Probe.again(self.images, self.recipe, rows[0]).every
+        return 0 < step < self.total and step % (self.every * math.ceil(every / self.every)) == 0
 
     def measure(self, encoder: Encoder, step: int) -> dict[str, float]:
         """The numbers after ``step`` steps; measured and written, unless that was done before.
 
+        The first row decides how many images a run is measured on; so a resumed run goes on alike.
+
         Raises:
             DivergedError: the features are not finite.
         """
-        for row in self.rows():
+        rows = self.rows()
+        for row in rows:
             if row["step"] == step:
                 return {key: row[key] for key in row if key not in ("step", "protocol")}
-        found = self.probe.measure(encoder)
+        if rows:
+            probe = Probe.again(self.images, self.recipe, rows[0])
+        else:
+            probe = Probe.affordable(self.images, self.recipe, encoder, self.total)
+        found = probe.measure(encoder)
         self.run.append("eval", [{"step": step, "protocol": "health", **found}])
         return found
 

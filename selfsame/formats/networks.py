@@ -39,7 +39,7 @@ class ViTShape(NamedTuple):
 
 def resnet_shape(network: ResNet) -> ResNetShape:
     """What a ResNet is."""
-    stages = [network.get_submodule(f"layer{i + 1}") for i in range(network.stages)]
+    stages = [network.get_submodule(f"layer{i + 1}") for i in range(network.depth)]
     stem = "imagenet" if network.pool_stem else {3: "cifar", 4: "patch"}[_side(network.conv1)]
     return ResNetShape(
         isinstance(network.blocks()[0], Bottleneck),
@@ -68,7 +68,7 @@ def vit_shape(network: ViT) -> ViTShape:
     )
     patch = _side(projection)
     return ViTShape(
-        network.dim,
+        projection.out_channels,
         len(network.block),
         first.attn.heads,
         hidden,
@@ -80,6 +80,13 @@ def vit_shape(network: ViT) -> ViTShape:
         isinstance(first.ls1, LayerScale),
         swiglu,
     )
+
+
+def vit_lacks(network: ViT) -> str | None:
+    """What of our ViTs no library has."""
+    if not vit_shape(network).pre_norm:
+        return "ViT that normalises after each part (pre_norm=False)"
+    return "ViT whose feature is two tokens (distilled)" if network.dist_token is not None else None
 
 
 def _side(convolution: nn.Conv2d) -> int:

@@ -16,7 +16,7 @@ from selfsame.backbones.vit import SIZES, ViT
 from selfsame.encoder import Encoder
 from selfsame.errors import UsageError
 from selfsame.formats.format import Format, Reading, linear_head, of_library, tensors, title
-from selfsame.formats.networks import resnet_lacks, resnet_shape, vit_shape
+from selfsame.formats.networks import resnet_lacks, resnet_shape, vit_lacks, vit_shape
 from selfsame.formats.preprocess import Preprocess
 
 
@@ -33,8 +33,7 @@ class Timm(Format):
         if isinstance(network, ResNet):
             return resnet_lacks(network, stems=("imagenet",))
         if isinstance(network, ViT):
-            after = "ViT that normalises after each part (pre_norm=False)"
-            return None if vit_shape(network).pre_norm else after
+            return vit_lacks(network)
         if not of_library(encoder, "timm"):
             return f"network like {title(encoder)}"
         assert encoder.config is not None

@@ -56,7 +56,7 @@ class Torchvision(Format):
             f'model.eval().load_state_dict(torch.load("{{at}}/{FILE}", weights_only=True))',
         ]
         if isinstance(network, ResNet):
-            stage = f"layer{network.stages}"
+            stage = f"layer{network.depth}"
             extractor = "from torchvision.models.feature_extraction import create_feature_extractor"
             load.insert(1, extractor)
             load.append(f'features = create_feature_extractor(model, ["{stage}"])')

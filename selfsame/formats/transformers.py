@@ -22,7 +22,7 @@ from selfsame.backbones.transformers import HuggingFace
 from selfsame.backbones.vit import ViT
 from selfsame.encoder import Encoder
 from selfsame.formats.format import Format, Reading, linear_head, tensors, title
-from selfsame.formats.networks import ViTShape, resnet_shape, vit_shape
+from selfsame.formats.networks import ViTShape, resnet_shape, vit_lacks, vit_shape
 from selfsame.formats.preprocess import Preprocess
 
 State = dict[str, Tensor]
@@ -47,9 +47,9 @@ class Transformers(Format):
             return None if stem == "imagenet" else f"ResNet with the stem '{stem}'"
         if not isinstance(network, ViT):
             return f"network like {title(encoder)}"
+        if (missing := vit_lacks(network)) is not None:
+            return missing
         shape = vit_shape(network)
-        if not shape.pre_norm:
-            return "ViT that normalises after each part (pre_norm=False)"
         if shape.pool != "cls":
             return "ViT without a class token (pool=mean)"
         whole = _ratio(shape) is not None or not _like_dinov2(shape)

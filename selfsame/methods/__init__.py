@@ -29,6 +29,15 @@ METHODS: dict[str, str] = {
     "dinov2": "selfsame.methods.dinov2:DINOv2",
     "data2vec2": "selfsame.methods.data2vec2:Data2Vec2",
     "supervised": "selfsame.methods.supervised:Supervised",
+    "distill": "selfsame.methods.distill:Distill",
+    "seed": "selfsame.methods.seed:SEED",
+    "kd": "selfsame.methods.kd:KD",
+    "dkd": "selfsame.methods.dkd:DKD",
+    "fitnets": "selfsame.methods.fitnets:FitNets",
+    "attention_transfer": "selfsame.methods.attention_transfer:AttentionTransfer",
+    "rkd": "selfsame.methods.rkd:RKD",
+    "crd": "selfsame.methods.crd:CRD",
+    "deit": "selfsame.methods.deit:DeiT",
 }
 
 

@@ -27,6 +27,7 @@ from selfsame.nn.precision import unit
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
+    few_lengths,
     information,
     masked_places,
     patch_weights,
@@ -182,21 +183,22 @@ class DINOv2(Method):
         """
         x, mask = views["global"].flatten(0, 1), views["mask"].flatten(0, 1)
         shape, places = views["global"].shape[:2], masked_places(mask)
+        rows, n = few_lengths(places, mask.numel()), len(places)
         features, pooled = see_masked(
             self.backbone, x, mask, self.mask_token[0], views.get("local")
         )
         assert features.tokens is not None
-        student, patches = self.head.embed(pooled), features.tokens.flatten(0, 1)[places]
+        student, patches = self.head.embed(pooled), features.tokens.flatten(0, 1)[rows]
         with torch.no_grad():
             taught = self.teacher(x)
-            taught_patches = taught.tokens.flatten(0, 1)[places]
+            taught_patches = taught.tokens.flatten(0, 1)[rows]
             head, patch_head = self.teacher_head, self.teacher_patch_head or self.teacher_head
             teacher = head.embed(taught.pooled).view(*shape, -1)
-            teacher_patch = patch_head.embed(taught_patches)[None]
+            teacher_patch = patch_head.embed(taught_patches)[None, :n]
         return {
             "pooled": features.pooled.view(*shape, -1),  # [G, B, D]
             "student": student.view(-1, shape[1], student.shape[-1]),  # [V, B, bottleneck]
-            "student_patch": (self.patch_head or self.head).embed(patches)[None],
+            "student_patch": (self.patch_head or self.head).embed(patches)[None, :n],
             "teacher": teacher,
             "teacher_patch": teacher_patch,
             "weight": patch_weights(mask, places, teacher.dtype)[None],

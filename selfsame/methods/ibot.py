@@ -22,6 +22,7 @@ from selfsame.nn.heads import DINOHead, Prototypes
 from selfsame.nn.selfdistill import (
     dino_loss,
     entropy,
+    few_lengths,
     information,
     masked_places,
     patch_loss,
@@ -149,7 +150,8 @@ class IBOT(Method):
         )
         assert features.tokens is not None
         student = self.head(pooled).unflatten(0, (-1, shape[1]))  # [V, B, K]
-        student_patch = self.head.patches(self.head.embed(features.tokens.flatten(0, 1)[places]))
+        patches = features.tokens.flatten(0, 1)[few_lengths(places, mask.numel())]
+        student_patch = self.head.patches(self.head.embed(patches)[: len(places)])
 
         with torch.no_grad():
             start, warmup = config.teacher_temperature_start, config.teacher_warmup

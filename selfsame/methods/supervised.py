@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from selfsame.backbones import SMALL_IMAGE, layer_numbers
 from selfsame.nn.classify import Linear
+from selfsame.nn.mix import mixed, smoothed
 from selfsame.nn.precision import wide
 from selfsame.optim import Optim
 from selfsame.recipe import BackboneConfig, MethodConfig, Recipe, Scale
@@ -52,25 +52,12 @@ class Supervised(Method):
     def forward(self, views: Mapping[str, Tensor], t: Progress) -> Output:
         """Cross-entropy of ``views["global"]``, [V, B, C, S, S], with ``views["label"]``, [B]."""
         x, label = views["global"].flatten(0, 1), views["label"].repeat(len(views["global"]))
-        target = F.one_hot(label, self.config.classes).to(x.dtype)
-        target = target * (1 - self.config.smoothing) + self.config.smoothing / target.shape[1]
+        target = smoothed(label, self.config.classes, self.config.smoothing).to(x.dtype)
         if self.training:
-            x, target = self.mixed(x, target)
+            x, target = mixed(x, target, self.config.mixup, self.config.cutmix)
         logits = wide(self.classifier(self.backbone(x).pooled))
         accuracy = (logits.argmax(1) == label).float().mean()
         return Output(F.cross_entropy(logits, target), {"accuracy": accuracy.detach()}, {})
-
-    def mixed(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup or CutMix of the batch with itself in reverse, or neither, drawn for the step."""
-        alphas = self.config.mixup, self.config.cutmix
-        if not any(alphas):
-            return x, target
-        cut = alphas[1] > 0 and (alphas[0] == 0 or float(torch.rand(())) < 0.5)
-        alpha = alphas[cut]
-        share = float(torch.distributions.Beta(alpha, alpha).sample())
-        if not cut:
-            return mixup(x, target, share)
-        return cutmix(x, target, share, tuple(torch.rand(2).tolist()))
 
     def rate(self, name: str) -> Rate:
         """``layer_decay ** (depth + 1 - layer)``: the classifier has the whole rate."""
@@ -85,39 +72,6 @@ class Supervised(Method):
     def encoder_head(self) -> Linear:
         """The classifier of the pooled features."""
         return self.classifier
-
-
-def mixup(x: Tensor, target: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """``share`` of each image and the rest of its partner, the batch in reverse; targets alike.
-
-    Args:
-        x: [B, C, S, S].
-        target: [B, K], what each image shows.
-        share: In [0, 1].
-    """
-    return x.lerp(x.flip(0), 1 - share), target.lerp(target.flip(0), 1 - share)
-
-
-def cutmix(
-    x: Tensor, target: Tensor, share: float, centre: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
-    """A box of the partner pasted into each image; targets are mixed by the area that remains.
-
-    Args:
-        x: [B, C, S, S].
-        target: [B, K].
-        share: Of the area that remains, before the box is cut off at the border.
-        centre: Of the box, each in [0, 1): vertical, horizontal.
-    """
-    box = []
-    for side, at in zip(x.shape[-2:], centre, strict=True):
-        cut, middle = int(side * (1 - share) ** 0.5), int(at * side)
-        box.append(slice(max(0, middle - cut // 2), min(side, middle + (cut + 1) // 2)))
-    rows, columns = box
-    x = x.clone()
-    x[..., rows, columns] = x.flip(0)[..., rows, columns]
-    area = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return x, target.lerp(target.flip(0), area / (x.shape[-2] * x.shape[-1]))
 
 
 def recipe(scale: Scale, size: int) -> Recipe:

@@ -5,6 +5,7 @@ Legend: G global views, V views in all with the global ones first, B images, K p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -19,6 +20,7 @@ from selfsame.types import Backbone, Features, Progress
 
 RAMP_SHARE = 0.3  # of a run: the largest that the papers have, 30 of 100 epochs in DINOv2
 REST_SHARE = 0.1  # of a run, that the last layer rests at most
+LENGTHS = 32  # that `few_lengths` leaves: more keep more kernels, fewer compute more for nothing
 
 
 def multi_crop(network: Callable[[Tensor], Tensor], crops: Sequence[Tensor]) -> Tensor:
@@ -116,6 +118,20 @@ def masked_places(mask: Tensor) -> Tensor:
     A GPU is waited for, since n is a number of its own: call it before the networks have work.
     """
     return mask.flatten().nonzero().squeeze(1)
+
+
+def few_lengths(places: Tensor, patches: int) -> Tensor:
+    """The masked places, followed by zeros: int64 of one of `LENGTHS` lengths, and not one of any.
+
+    What masks hide varies from step to step, and kernels and blocks of memory are kept for each
+    length that a network's layers were called with. A row of its own comes out of a head whatever
+    stands below it, and what is cut off again has no gradient.
+
+    Args:
+        places: int64 [n], as ``masked_places`` gives them.
+        patches: masked or not.
+    """
+    return F.pad(places, (0, -len(places) % math.ceil(patches / LENGTHS)))
 
 
 def patch_weights(mask: Tensor, places: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

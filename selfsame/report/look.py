@@ -369,7 +369,7 @@ def _hidden(
 ) -> dict[str, Tensor]:
     """Patches that the method hides, bool [V, B, N] for each name of views that it masks."""
     method, network = methods.find(recipe.method.name), encoder.backbone
-    if method.draw is Method.draw or "global" not in views:
+    if method.taught or method.draw is Method.draw or "global" not in views:
         return {}
     shape, side = views["global"].shape[:2], views["global"].shape[-1]
     # masks may begin later in a run: this is how they look at its end

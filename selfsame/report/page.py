@@ -27,7 +27,7 @@ SPEED = ("images_per_second", "waiting")
 FIRST = ("loss", "lr", "grad_norm")
 OWN = ("spread", "information", "teacher_entropy", "negatives")  # what a verdict reads of a method
 HEALTH = ("rankme", "feature_std")
-ASIDE = ("epoch", "step", "dim", "feature_std_reference", "images", "weight_decay")
+ASIDE = ("epoch", "step", "dim", "feature_std_reference", "images", "viewed", "weight_decay")
 
 
 def page(records: Sequence[Record], looks: Sequence[Look | None]) -> str:

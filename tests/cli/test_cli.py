@@ -55,8 +55,8 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
         (
             "pretrian simclr {photos}",
             "error: no such command 'pretrian'\n"
-            "tip: did you mean 'pretrain'? commands: demo, pretrain, evaluate, report, "
-            "compare, embed, export, pack, recipes, doctor\n",
+            "tip: did you mean 'pretrain'? commands: demo, pretrain, distill, evaluate, "
+            "report, compare, embed, export, pack, recipes, doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",
@@ -69,9 +69,26 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
         (
             "pretrain simcrl {photos} --out {new}",
             "error: unknown method 'simcrl'\n"
-            "tip: did you mean 'simclr'? legal values: barlow_twins, byol, data2vec2, deepcluster, "
-            "deepclusterv2, dino, dinov2, ibot, mae, moco, mocov3, simclr, simsiam, supervised, "
+            "tip: did you mean 'simclr'? legal values: attention_transfer, barlow_twins, byol, "
+            "crd, data2vec2, deepcluster, deepclusterv2, deit, dino, dinov2, distill, dkd, "
+            "fitnets, ibot, kd, mae, moco, mocov3, rkd, seed, simclr, simsiam, supervised, "
             "swav, vicreg\n",
+        ),
+        (
+            "distill {photos} {photos} --out {new} --loss simclr",
+            "error: unknown loss 'simclr'\ntip: legal values: attention_transfer, crd, deit, "
+            "distill, dkd, fitnets, kd, rkd, seed\n",
+        ),
+        (
+            "distill {photos} {photos} --out {new}",
+            "error: {photos} is neither a run nor an exported encoder\n"
+            "tip: a run has a recipe.toml, an export a card.json, a folder of transformers a "
+            "config.json; weights of a named network go with --weights\n",
+        ),
+        (
+            "pretrain kd {photos} --out {new}",
+            "error: kd learns from a teacher, and none is named\n"
+            "tip: selfsame distill TEACHER DATA --loss kd\n",
         ),
         (
             "pretrain mae {photos} --out {new} --backbone resnet18",

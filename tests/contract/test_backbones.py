@@ -71,7 +71,23 @@ def test_it_says_what_it_is(built: tuple[backbones.Backbone, int]) -> None:
     assert len(backbone.norm.mean) == len(backbone.norm.std) == 3
     assert backbone.blocks()
     assert all(isinstance(block, nn.Module) for block in backbone.blocks())
-    assert backbone.can <= {"tokens", "maps", "keep", "replace", "ffn", "layers"}
+    assert backbone.can <= {"tokens", "maps", "keep", "replace", "ffn", "layers", "stages"}
+
+
+def test_maps_of_stages_end_in_the_features(built: tuple[backbones.Backbone, int]) -> None:
+    backbone, size = built
+    if "stages" not in backbone.can:
+        pytest.skip("no maps of stages")
+    backbone.eval()
+    x = torch.randn(2, 3, size, size)
+    maps, features = backbone.stages(x)
+    assert len(maps) >= 2
+    sides = [y.shape[-1] for y in maps]
+    assert all(y.ndim == 4 and len(y) == 2 for y in maps)
+    assert sides == sorted(sides, reverse=True)  # and channels first: not [B, h, w, C]
+    torch.testing.assert_close(features.pooled, backbone(x).pooled)
+    if "maps" in backbone.can:
+        torch.testing.assert_close(maps[-1].mean((2, 3)), features.pooled)
 
 
 @pytest.mark.parametrize("depth", ["resnet18", "resnet50"])

@@ -89,6 +89,8 @@ def recipe(case: str) -> Any:
         found = found.model_copy(
             update={"backbone": found.backbone.model_copy(update={"options": {}})}
         )
+        if name == "deit":
+            options["backbone.options.distilled"] = "true"
         found = with_settings(found, [f"{k}={v}" for k, v in options.items()])
     return found
 

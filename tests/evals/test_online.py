@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import selfsame
 from selfsame.data import Labelled
 from selfsame.data.arrays import ArraySource
-from selfsame.evals.online import LEAST, TEST, TRAIN, Online
+from selfsame.evals.online import FREE, LEAST, TEST, TRAIN, Online
 
 
 class Clock:
@@ -53,7 +53,7 @@ def test_the_share_is_kept(seconds: float) -> None:
     with Online(data, share=0.05, clock=clock) as online:
         for step in range(1, 101):
             clock.now += 60.0  # a hundred minutes of training
-            if step % 10 == 0 and online.due(last=step == 100):
+            if step % 10 == 0 and online.due(encoder, last=step == 100):
                 scores = online(encoder)
     assert online.spent <= 0.06 * clock.now
     assert online.count >= 2
@@ -76,7 +76,22 @@ def test_only_the_last_is_made_where_there_is_no_time() -> None:
         made = []
         for step in range(1, 11):
             clock.now += 1.0
-            if online.due(last=step == 10):
+            if online.due(encoder, last=step == 10):
                 online(encoder)
                 made.append(step)
-    assert made == [1, 10], "the first one finds out what an evaluation costs"
+    assert made == [10]
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(1e-4, 10), (1e-3, 2), (4e-3, 1)])
+def test_a_very_short_run_spends_two_seconds_or_a_twentieth(seconds: float, count: int) -> None:
+    clock = Clock()
+    encoder = selfsame.load(Costly(clock, seconds), image_size=8)
+    clock.now = 0.0
+    with Online(labelled(600), clock=clock) as online:
+        for step in range(1, 11):
+            clock.now += 4.0
+            if online.due(encoder, last=step == 10):
+                online(encoder)
+    least = seconds * round(LEAST * (TRAIN + TEST))
+    assert online.spent <= max(FREE, 0.05 * clock.now, least + 32 * seconds)
+    assert online.count == count

@@ -16,6 +16,7 @@ from selfsame.errors import DivergedError
 from selfsame.evals.probe import Probe, neutral
 from selfsame.plan import Choices
 from selfsame.recipe import Recipe
+from selfsame.run import RunDirectory
 from selfsame.types import Norm
 
 NORM = Norm((0.5, 0.4, 0.3), (0.12, 0.15, 0.1))
@@ -124,5 +125,80 @@ def test_its_cost_is_bounded() -> None:
     recipe = tiny_recipe("simclr", batch_size=64)
     probe = Probe(images_of(2000), recipe)
     assert probe.cost == 1024 + 5 * 256
-    every = probe.affordable(64)
-    assert probe.cost / (every * 64 * 2 * 3) <= 0.01 < probe.cost / ((every - 1) * 64 * 2 * 3)
+    assert probe.work == 64 * 2 * 3
+    assert probe.cost / (probe.every * probe.work) <= 0.01
+    assert probe.cost / ((probe.every - 1) * probe.work) > 0.01
+
+
+class Timed:
+    """An encoder whose images take time, longer at its first call."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now, self.calls = seconds, 0.0, 0
+
+    def features(self, images: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        self.now += self.seconds * len(images) + (2.0 if self.calls == 0 else 0.0)
+        self.calls += 1
+        return torch.zeros(len(images), 8)
+
+
+@pytest.mark.parametrize(
+    ("total", "seconds", "size"),
+    [
+        (600, 9.0, 1024),  # a hundredth of the work: 2,304 forward passes of 230,400
+        (599, 9.0, 512),
+        (300, 9.0, 512),
+        (10, 9.0, 64),  # the least
+        (10, 5 / 2304 * 0.99, 1024),  # five seconds, in any run
+        (10, 5 / 2304 * 1.01, 512),
+        (10, 0.01, 128),
+        (300, 0.01, 512),
+    ],
+)
+def test_a_run_is_measured_on_as_many_images_as_it_can_spare(
+    total: int, seconds: float, size: int
+) -> None:
+    encoder, images = Timed(seconds), images_of(2000)
+    recipe = tiny_recipe("simclr", batch_size=64)
+    probe = Probe.affordable(images, recipe, encoder, total, lambda: encoder.now)  # type: ignore[arg-type]
+    assert (len(probe.index), len(probe.viewed)) == (size, size // 4)
+    assert (encoder.calls > 0) == (total < 600), "the clock is asked only where it counts"
+
+
+@pytest.mark.parametrize("count", [10, 40, 100, 300, 3000])
+@pytest.mark.parametrize("size", [1024, 512, 64])
+def test_a_row_says_which_images_it_was_measured_on(count: int, size: int) -> None:
+    images, recipe = images_of(count), tiny_recipe("simclr")
+    probe = Probe(images, recipe, size)
+    row = {"images": float(len(probe.index)), "viewed": float(len(probe.viewed))}
+    again = Probe.again(images, recipe, row)
+    assert (again.index, again.viewed) == (probe.index, probe.viewed)
+
+
+def test_a_resumed_run_is_measured_on_the_images_of_its_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "SHARE", 1.0)
+    monkeypatch.setattr(probing, "SECONDS", 0.0)
+    images, recipe = textures(200), tiny_recipe("simclr", steps=8)
+    stop = Path(tmp_path / "run")
+
+    def measured() -> set[tuple[float, float]]:
+        rows = [json.loads(line) for line in (stop / "eval.jsonl").read_text().splitlines()]
+        return {(row["images"], row["viewed"]) for row in rows if row["protocol"] == "health"}
+
+    def stopping(probe: Probe, encoder: Encoder) -> dict[str, float]:
+        if len(RunDirectory(stop).rows("eval")) == 2:
+            raise RuntimeError("stopped")
+        return measure(probe, encoder)
+
+    measure = Probe.measure
+    monkeypatch.setattr(Probe, "measure", stopping)
+    with pytest.raises(RuntimeError, match="stopped"):
+        pretrain("simclr", images, out=stop, recipe=recipe, save_every=1, quiet=True)
+    monkeypatch.setattr(Probe, "measure", measure)
+    assert measured() == {(64.0, 16.0)}
+    monkeypatch.setattr(probing, "SECONDS", 1e9)  # as on a machine that was busy and is no more
+    result = pretrain("simclr", images, out=stop, recipe=recipe, resume=True, quiet=True)
+    assert result.finished
+    assert measured() == {(64.0, 16.0)}

@@ -56,6 +56,7 @@ CASES = {
     "gated": Case("vit_tiny", 32, {**TINY, "swiglu": True}, ("timm", "transformers")),
     "odd": Case("vit_tiny", 32, {**TINY, "mlp_ratio": 2.7}, ("timm", "transformers")),
     "post": Case("vit_tiny", 32, {**TINY, "pre_norm": False, "pool": "mean"}, ()),
+    "distilled": Case("vit_tiny", 32, {**TINY, "distilled": True}, ()),
     "timm-vit": Case("timm/vit_tiny_patch16_224", 32, {"depth": 1}, ("timm",)),
     "timm": Case("timm/test_resnet", 64, {}, ("timm",)),
     "timm-cifar": Case("timm/resnet18", 32, {"stem": "cifar"}, ()),

@@ -1,4 +1,6 @@
+import copy
 import math
+from types import ModuleType
 
 import pytest
 import torch
@@ -6,9 +8,10 @@ from ranks import Ranks
 from torch import Tensor
 
 from selfsame import backbones, dist, methods, optim
+from selfsame.methods import dinov2, ibot
 from selfsame.methods.dinov2 import DINOv2, Settings, koleo, layer_rate, nearest
-from selfsame.nn.selfdistill import cross_entropies, teacher_probabilities
-from selfsame.types import Progress
+from selfsame.nn.selfdistill import LENGTHS, cross_entropies, few_lengths, teacher_probabilities
+from selfsame.types import Method, Progress
 
 K = 12
 START = Progress(0, 100, 0, 0.0)
@@ -244,3 +247,48 @@ def test_sinkhorn_on_two_ranks_equals_one(ranks: Ranks) -> None:
     torch.testing.assert_close((gradient0 + gradient1) / 2, gradient)
     assert torch.equal(center0, center1)
     torch.testing.assert_close(center0, center)
+
+
+def test_places_of_masked_patches_have_few_lengths() -> None:
+    assert len({len(few_lengths(torch.arange(n), 1000)) for n in range(1001)}) <= LENGTHS + 1
+    assert few_lengths(torch.tensor([3, 5]), 4 * LENGTHS).tolist() == [3, 5, 0, 0]
+    assert few_lengths(torch.arange(8), 4 * LENGTHS).tolist() == list(range(8))
+    assert few_lengths(torch.arange(0), 1000).tolist() == []
+
+
+def learnt(method: Method, views: dict[str, Tensor]) -> list[Tensor]:
+    """The loss, what `after_step` gets, and all gradients."""
+    method.zero_grad()
+    out = method(views, START)
+    out.loss.backward()
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    return [out.loss.detach(), *out.carry.values(), *gradients]
+
+
+@pytest.mark.parametrize("module", [dinov2, ibot])
+def test_heads_see_few_numbers_of_patches_and_learn_the_same(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"width": 8, "depth": 2, "heads": 2, "patch": 2}
+    torch.manual_seed(0)
+    backbone = backbones.build("vit_tiny", image_size=16, options=small)
+    config = module.Settings(hidden=8, bottleneck=4, outputs=K)
+    method = methods.find(config.name)(config, backbone).double()
+    plain = copy.deepcopy(method)
+    seen, masked, images = [], set(), 2 * 4
+    head = getattr(method, "patch_head", method.head)
+    head.mlp[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    for seed in range(12):
+        views = {"global": torch.randn(2, 4, 3, 16, 16, dtype=torch.float64)}
+        views |= method.draw(views, torch.arange(4), seed=seed, epoch=0)
+        masked.add(int(views["mask"].sum()))
+        ours = learnt(method, views)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "few_lengths", lambda places, patches: places)
+            theirs = learnt(plain, views)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+    rows = [n for n in seen if n != images]  # iBOT's head sees the images' tokens, too
+    assert len(rows) == 12
+    assert len(set(rows)) < len(masked)
+    assert all(n % (64 * images // LENGTHS) == 0 for n in rows)
