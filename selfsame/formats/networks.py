@@ -68,7 +68,7 @@ def vit_shape(network: ViT) -> ViTShape:
     )
     patch = _side(projection)
     return ViTShape(
-        network.dim,
+        projection.out_channels,
         len(network.block),
         first.attn.heads,
         hidden,
@@ -83,11 +83,10 @@ def vit_shape(network: ViT) -> ViTShape:
 
 
 def vit_lacks(network: ViT) -> str | None:
-    """What the libraries' ViTs lack that ours has."""
-    if network.dist_token is not None:
-        return "ViT with a distillation token"
-    after = "ViT that normalises after each part (pre_norm=False)"
-    return None if vit_shape(network).pre_norm else after
+    """What of our ViTs no library has."""
+    if not vit_shape(network).pre_norm:
+        return "ViT that normalises after each part (pre_norm=False)"
+    return "ViT whose feature is two tokens (distilled)" if network.dist_token is not None else None
 
 
 def _side(convolution: nn.Conv2d) -> int:

@@ -47,9 +47,9 @@ class Transformers(Format):
             return None if stem == "imagenet" else f"ResNet with the stem '{stem}'"
         if not isinstance(network, ViT):
             return f"network like {title(encoder)}"
+        if (missing := vit_lacks(network)) is not None:
+            return missing
         shape = vit_shape(network)
-        if found := vit_lacks(network):
-            return found
         if shape.pool != "cls":
             return "ViT without a class token (pool=mean)"
         whole = _ratio(shape) is not None or not _like_dinov2(shape)
