@@ -55,7 +55,7 @@ def test_copies_are_chosen_last_and_no_image_twice(choose: object) -> None:
 
 
 def test_faiss_agrees_with_the_exact_search() -> None:
-    """On 3,000 points in 200 clusters; of all neighbours 0.999 or more on 5 seeds of the data."""
+    """On points in clusters; how many of the exact neighbours it must find at least."""
     pytest.importorskip("faiss", reason="pip install 'selfsame[faiss]'")
     x = clusters(count=200, each=12, noise=0.3)[:3000]
     values, rows = approximate.nearest_others(x, 5)
