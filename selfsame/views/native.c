@@ -42,7 +42,7 @@ struct step {
 
 /* What happens to one sample. */
 struct sample {
-    float dense; /* resize as resample.py does small images, in float32; else as PyTorch, in int16 */
+    float dense; /* resize in floats, as resample.py does small images; else as PyTorch */
     float filter;
     float box[4];  /* top, left, height, width of the crop, pixels */
     float mirror;
@@ -94,7 +94,8 @@ static int taps_for(int length, int size, int filter)
     return taps < length ? taps : length;
 }
 
-/* The same as ``resize`` in floats, as resample.py has small images. Returns 1 where memory lacks. */
+/* Crop, resize with antialiasing, mirror and round to 8 bits, in floats, as resample.py does small
+   images. Returns 1 where memory lacks. */
 static int resize_small(float *x, const uint8_t *image, const int64_t strides[4], int size,
                   const struct sample *s)
 {
@@ -144,7 +145,7 @@ static int resize_small(float *x, const uint8_t *image, const int64_t strides[4]
     return 0;
 }
 
-/* Resizing as PyTorch and Pillow do it for 8 bits: columns, then rows, each as sums of pixels times
+/* Resizing as PyTorch does it for 8 bits: columns, then rows, each as sums of pixels times
    weights of 16 bits, rounded to 8 bits. Two neighbours and their two weights are one product, so
    what is summed lies as pairs; and sums for sixteen rows, or columns, go on at a time:
 
@@ -167,16 +168,16 @@ typedef int32_t i32x16 __attribute__((vector_size(64), may_alias));
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #define JOIN(a, b)                                                                             \
-    __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, \
-                            20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
+    __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, \
+                            18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (__typeof__(a)){__VA_ARGS__})
 #define JOIN(a, b) ((union { u8x16 half[2]; u8x32 all; }){{a, b}}).all
 #endif
 /* of four pixels, the pairs: red of the first and second, green, blue, red of the third ... */
 #define PAIRS(x)                                                                               \
-    SHUFFLE(x, x, 0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11, 0, 0, 0, 0, 16, 19, 17, 20, 18, 21, 22, 25, 23, \
-            26, 24, 27, 16, 16, 16, 16)
+    SHUFFLE(x, x, 0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11, 0, 0, 0, 0, 16, 19, 17, 20, 18, 21, 22, \
+            25, 23, 26, 24, 27, 16, 16, 16, 16)
 #define LOW16(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 8, 24, 9, 25, 10, 26, 11, 27)
 #define HIGH16(a, b) SHUFFLE(a, b, 4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31)
 #define LOW32(a, b) (u64x4) SHUFFLE((u32x8)a, (u32x8)b, 0, 8, 1, 9, 4, 12, 5, 13)
@@ -219,6 +220,7 @@ static inline i32x16 add_products(i32x16 sum, const uint8_t *pairs, int32_t pair
 #endif
 }
 
+/* What such sums are in 8 bits. */
 static inline i32x16 rounded(i32x16 sum, int precision)
 {
     sum = (sum >> precision) & (sum > 0); /* comparisons are 0 or -1, that is all bits */
@@ -226,7 +228,7 @@ static inline i32x16 rounded(i32x16 sum, int precision)
     return (sum & ~over) | (over & 255);
 }
 
-/* The weights along one axis: for each result the first pair of pixels, and ``pairs`` of weights. */
+/* The weights along one axis: of each result, the first pair of pixels and ``pairs`` of weights. */
 struct axis {
     int pairs;
     int precision; /* bits of a weight after the point */
@@ -239,24 +241,26 @@ static int pairs_for(int length, int size, int filter)
     return taps_for(length, size, filter) / 2 + 1; /* the first pixel may be the second of a pair */
 }
 
-/* ``spare``: size * (taps + 2) numbers. */
+/* Source: ``_compute_index_ranges_int16_weights`` of PyTorch, with its order of operations: in
+   doubles, then rounded with as many bits as the largest weight leaves room for.
+   ``spare``: size * (taps + 2) numbers. */
 static void set_axis(struct axis *a, double *spare, int length, int size, int filter, int mirror)
 {
     double scale = (double)length / size, stretch = scale > 1.0 ? scale : 1.0;
     double reach = filter == BILINEAR ? stretch : 2.0 * stretch, inverse = 1.0 / stretch;
-    double *total = spare, *shift = spare + size, *each = spare + 2 * size, most = 0.0;
+    double *total = spare, *centre = spare + size, *each = spare + 2 * size, most = 0.0;
     int taps = taps_for(length, size, filter);
     a->pairs = pairs_for(length, size, filter);
     for (int i = 0; i < size; i++) {
-        double centre = scale * (i + 0.5), begin = centre - reach + 0.5;
-        a->first[i] = begin > 0.0 ? (int)begin : 0;
-        shift[i] = centre;
+        centre[i] = scale * ((mirror ? size - 1 - i : i) + 0.5);
+        double begin = centre[i] - reach + 0.5;
+        a->first[i] = begin > 0.0 ? (int)begin : 0; /* a pixel, for now */
         total[i] = 0.0;
     }
     for (int k = 0; k < taps; k++)
         for (int i = 0; i < size; i++) {
-            int pixel = a->first[i] + k, end = (int)(shift[i] + reach + 0.5);
-            double w = weight((pixel - shift[i] + 0.5) * inverse, filter);
+            int pixel = a->first[i] + k, end = (int)(centre[i] + reach + 0.5);
+            double w = weight((pixel - centre[i] + 0.5) * inverse, filter);
             w = pixel < (end < length ? end : length) ? w : 0.0;
             each[k * size + i] = w;
             total[i] += w;
@@ -271,16 +275,15 @@ static void set_axis(struct axis *a, double *spare, int length, int size, int fi
             break;
     memset(a->weights, 0, (size_t)size * a->pairs * sizeof(int32_t));
     for (int i = 0; i < size; i++) {
-        int to = mirror ? size - 1 - i : i, odd = a->first[i] & 1;
-        int16_t *weights = (int16_t *)(a->weights + (size_t)to * a->pairs) + odd;
+        int odd = a->first[i] & 1;
+        a->first[i] /= 2;
         for (int k = 0; k < taps; k++) {
             double w = each[k * size + i] * (1 << a->precision);
-            weights[k] = (int16_t)(w < 0.0 ? w - 0.5 : w + 0.5);
+            uint32_t bits = (uint16_t)(int)(w < 0.0 ? w - 0.5 : w + 0.5);
+            int32_t *pair = a->weights + (size_t)i * a->pairs + (k + odd) / 2;
+            *pair |= (int32_t)(bits << (k + odd) % 2 * 16);
         }
-        total[to] = a->first[i] / 2;
     }
-    for (int i = 0; i < size; i++)
-        a->first[i] = (int)total[i];
 }
 
 /* Where views are made, allocated once for all of a call. */
