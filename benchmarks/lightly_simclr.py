@@ -1,10 +1,10 @@
-"""One step of SimCLR as lightly's documentation writes it, for ``start.py`` to time.
+"""SimCLR as lightly's documentation writes it, for ``start.py`` and ``end.py`` to time.
 
-    python lightly_simclr.py FOLDER DONE STEM
+    python lightly_simclr.py FOLDER DONE STEM SIZE BATCH STEPS
 
-Views of 32 px, a batch of 64 and two workers, as selfsame's run has them. DONE is written after the
-step. STEM is "imagenet", as documented, or "cifar", as lightly's benchmarks of CIFAR-10 have it: a
-first convolution of 3x3 and no pooling.
+Two workers, as in selfsame's run. DONE is written after the last step. STEM is "imagenet", as
+documented, or "cifar", as lightly's benchmarks of CIFAR-10 have it: a first convolution of 3x3 and
+no pooling. As there, views of 32 px are not blurred.
 """
 
 import sys
@@ -35,23 +35,28 @@ def main():
         resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         resnet.maxpool = nn.Identity()
     model = SimCLR(nn.Sequential(*list(resnet.children())[:-1]))
-    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+    size, batch, steps = map(int, sys.argv[4:])
+    transform = SimCLRTransform(input_size=size, gaussian_blur=0.0 if size == 32 else 0.5)
     loader = torch.utils.data.DataLoader(
         LightlyDataset(sys.argv[1], transform=transform),
-        batch_size=64,
+        batch_size=batch,
         shuffle=True,
         drop_last=True,
         num_workers=2,
     )
     criterion = NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
-    for (x0, x1), _, _ in loader:
-        loss = criterion(model(x0), model(x1))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        Path(sys.argv[2]).write_text("done\n")
-        break
+    done = 0
+    while done < steps:
+        for (x0, x1), _, _ in loader:
+            loss = criterion(model(x0), model(x1))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+            if done == steps:
+                break
+    Path(sys.argv[2]).write_text("done\n")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def command_of(name: str, stem: str, folder: Path, out: Path) -> tuple[list[str]
         out.mkdir()
         done = out / "done"
         script = ROOT / "benchmarks" / "lightly_simclr.py"
-        return [sys.executable, str(script), str(folder), str(done), stem], done
+        words = [str(folder), str(done), stem, "32", "64", "1"]
+        return [sys.executable, str(script), *words], done
     command = [sys.executable, "-m", "selfsame", "pretrain", "simclr", str(folder), "--size", "32"]
     command += ["--steps", "1", "--batch-size", "64", "--out", str(out)]
     return [*command, "--set", f"backbone.options.stem={stem}"], out / "metrics.jsonl"

@@ -294,11 +294,11 @@ class Plan:
     def memory(self, method: Method) -> int:
         """Estimate of a step's peak memory, bytes: weights, gradients, state and activations.
 
-        What autograd keeps is counted for two and for four images; what grows with their number
-        is scaled to the batch.
+        What autograd keeps is counted for two images. What has the shape of a weight or of a
+        buffer, such as a copy in bfloat16, is kept once; the rest grows with the batch.
         """
-        two, four = self._kept(method, 2), self._kept(method, 4)
-        activations = two + (four - two) * (self.share - 2) // 2
+        once, each = self._kept(method, 2)
+        activations = once + each * self.share // 2
         slots = {"sgd": 1, "lars": 1, "adamw": 2}[self.recipe.optim.name]
         weights = sum(
             p.numel() * p.element_size() * (2 + slots if p.requires_grad else 1)
@@ -306,12 +306,19 @@ class Plan:
         )
         return activations + weights
 
-    def _kept(self, method: Method, count: int) -> int:
-        """Bytes that autograd keeps for a forward pass of ``count`` images, besides the weights."""
-        kept: dict[int, int] = {}
+    def _kept(self, method: Method, count: int) -> tuple[int, int]:
+        """Bytes that autograd keeps for a forward pass of ``count`` images, besides the weights.
+
+        Returns:
+            Those of the shapes of weights and buffers, and those of others.
+        """
+        own = {x.shape for x in (*method.parameters(), *method.buffers())}
+        kept: tuple[dict[int, int], dict[int, int]] = ({}, {})
 
         def count_bytes(x: Tensor) -> Tensor:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            storage = x.untyped_storage()
+            fixed = x.shape in own or (x.ndim == 2 and x.mT.shape in own)
+            kept[0 if fixed else 1][storage.data_ptr()] = storage.nbytes()
             return x
 
         batch = self.images.batch(torch.arange(count) % len(self.images))
@@ -327,7 +334,10 @@ class Plan:
             for name, buffer in method.named_buffers():
                 buffer.copy_(buffers[name])
         weights = {p.untyped_storage().data_ptr() for p in method.parameters()}
-        return sum(size for pointer, size in kept.items() if pointer not in weights)
+        once, each = (
+            sum(size for pointer, size in part.items() if pointer not in weights) for part in kept
+        )
+        return once, each
 
 
 def check_pair(method: str, backbone: str, can: frozenset[str]) -> None:

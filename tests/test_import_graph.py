@@ -24,6 +24,7 @@ FLOORS = [
         "dist",
         "schedule",
         "machine",
+        "reuse",
         "views.spec",
         "types",
     },

@@ -75,6 +75,7 @@ class FileSource:
     ) -> None:
         self.names = names
         self.files = files
+        self._fingerprint: str | None = None
         self.labels: np.ndarray | None = None
         self.classes: Sequence[str] | None = None
         if numbered is not None:
@@ -94,6 +95,8 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """Hash of names, sizes and labels; the same for a folder, wherever it is, and its tar."""
+        if self._fingerprint is not None:
+            return self._fingerprint  # of many files, looking up their sizes takes a while
         digest = hashlib.sha256()
         for i, (name, (store, k)) in enumerate(zip(self.names, self.files, strict=True)):
             line = f"{name}\0{store.size(k)}\n"
@@ -101,7 +104,8 @@ class FileSource:
                 label = self.classes[self.labels[i]]
                 line += "" if f"{label}/" in name else f"{label}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:16]
+        self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
 
 
 class Row(NamedTuple):

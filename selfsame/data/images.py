@@ -22,6 +22,7 @@ from selfsame.data.pack import PackSource
 from selfsame.data.source import Subset
 from selfsame.errors import DataError, Unreadable, UsageError
 from selfsame.machine import memory, processes
+from selfsame.reuse import Memory
 from selfsame.types import BadImage, Batch, Norm, Source
 
 CACHE_LIMIT = 4 * 2**30  # bytes
@@ -106,6 +107,7 @@ class Images:
         self._pool = ThreadPoolExecutor(workers or _cores(), thread_name_prefix="selfsame-decode")
         self._array = _plain_array(source, canvas, channels)
         self._cache: _Canvases | None = None
+        self._memory = Memory()  # of batches
         if self._array is None:
             if cache_bytes is None:
                 free = (memory(torch.device("cpu")) or CACHE_LIMIT) // processes()
@@ -157,7 +159,7 @@ class Images:
             self._fill(self._cache, new, new)
             images, sizes, origin = (part[wanted] for part in self._cache)
         else:
-            fresh = self._blank(len(wanted))
+            fresh = self._blank(len(wanted), self._memory)
             self._fill(fresh, np.arange(len(wanted)), wanted)
             images, sizes, origin = fresh
         labels = self.source.labels
@@ -198,11 +200,13 @@ class Images:
             self._readable(0)
         return Check(len(good), good.count(False))
 
-    def _blank(self, rows: int) -> _Canvases:
+    def _blank(self, rows: int, memory: Memory | None = None) -> _Canvases:
         """Zero canvases; of a large cache, memory is taken only as rows are filled."""
         shape = (rows, self.canvas, self.canvas, self.channels)
         sizes, origin = np.zeros((rows, 2), np.int32), np.full(rows, -1, np.int64)
-        return _Canvases(np.zeros(shape, np.uint8), sizes, origin)
+        if memory is None:
+            return _Canvases(np.zeros(shape, np.uint8), sizes, origin)
+        return _Canvases(memory.empty(shape, torch.uint8).zero_().numpy(), sizes, origin)
 
     def _fill(self, canvases: _Canvases, rows: np.ndarray, indices: np.ndarray) -> None:
         def fill(row: int, i: int) -> None:
@@ -253,14 +257,16 @@ class Images:
         if array.intact is not None and not (good := array.intact(array.at(wanted))).all():
             pairs = zip(wanted.tolist(), good.tolist(), strict=True)
             wanted = np.array([i if whole else self._readable(i)[1] for i, whole in pairs])
-        picked = array.images[array.at(wanted)]
-        height, width = picked.shape[1:3]
+        pictures, rows = array.images, array.at(wanted)
+        height, width = pictures.shape[1:3]
         shape = (len(wanted), self.canvas, self.canvas, self.channels)
-        if picked.shape == shape:
-            canvases = np.ascontiguousarray(picked)
+        canvases = self._memory.empty(shape, torch.uint8).numpy()
+        if pictures.shape[1:] == shape[1:]:
+            np.take(pictures, rows, axis=0, out=canvases, mode="clip")  # "raise" makes a copy
         else:
-            canvases = np.zeros(shape, np.uint8)
-            canvases[:, :height, :width] = picked  # one channel is repeated for three
+            for canvas, row in zip(canvases, rows.tolist(), strict=True):
+                canvas[height:] = canvas[:height, width:] = 0
+                canvas[:height, :width] = pictures[row]  # one channel is repeated for three
         sizes = np.broadcast_to(np.array([height, width], np.int32), (len(wanted), 2)).copy()
         return canvases, sizes, wanted
 

@@ -64,7 +64,7 @@ def kernel() -> Kernel | None:
 
 
 def program(
-    params: Params, view: View, units: Norm, norm: Norm, side: int, fast: bool, resize: bool
+    params: Params, view: View, units: Norm, norm: Norm, side: int, fast: bool, dense: bool
 ) -> Tensor:
     """What ``native.c`` does to each sample: its ``struct sample`` as float32 [B, N].
 
@@ -75,7 +75,7 @@ def program(
         norm: Mean and standard deviation of the result.
         side: Of the blur's kernel, pixels.
         fast: Whether colours are one affine map.
-        resize: Whether the pixels are those of the images, not of the views.
+        dense: Whether to resize as small images are, in float32, or as PyTorch does 8 bits.
     """
     b = len(params.flip)
     ends = [ops.scaled(level, units).expand(3, 1, 1).flatten() for level in (0.0, 1.0)]
@@ -107,9 +107,9 @@ def program(
         turns[..., None],
     ]
     last = Norm((0.0,), (1.0,)) if units is norm else norm
-    filters = {"bilinear": 1.0, "bicubic": 2.0}  # ``enum filter``
+    filters = {"bilinear": 0.0, "bicubic": 1.0}  # ``enum filter``
     each = [
-        torch.full((b, 1), filters[view.interpolation] if resize else 0.0),
+        torch.tensor([float(dense), filters[view.interpolation]]).expand(b, 2),
         params.box,
         params.flip[:, None],
         torch.cat(steps, dim=2).flatten(1),

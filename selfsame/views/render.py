@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from selfsame.reuse import Memory
 from selfsame.types import Batch, Norm
 from selfsame.views import ops
 from selfsame.views.draw import CONTRAST, HUE, Params, draw
@@ -27,6 +28,9 @@ _PLAIN = Norm((0.0,), (1.0,))
 # Bytes of float images that a core works on at once. Small ones go together, since to begin an
 # operation costs more than to leave the cache; those above an eighth of it go one by one.
 _PART = 2 << 20
+_FEW = 4  # images for one call of the compiled pass: little work for one core alone at the end
+
+_memory = Memory()  # of views: those of a step are gone when the next are made
 
 
 def render(
@@ -67,29 +71,27 @@ def render(
     if device.type == "cpu":
         each, share = 4 * c * size**2, math.ceil(b / torch.get_num_threads())
         part = min(share, _PART // each) if 8 * each <= _PART else 1
-    parts = [slice(i, i + part) for i in range(0, b, part)]
 
     fast = color == "fast" and c == 3
     units = norm if fast else _PLAIN  # of the pixels while they change
     with torch.no_grad(), _float32(device):
         native = kernel() if device.type == "cpu" and c == 3 else None
-        whole = native is not None and small(images, size)  # it resizes, too
         if native is not None:
-            samples = program(params, view, units, norm, blur_side(view), fast, whole)
+            dense = small(images, size) or size == 1  # as ``resized_crop`` has it
+            samples = program(params, view, units, norm, blur_side(view), fast, dense)
+            part = max(part, min(share, _FEW))  # it goes image by image itself
         else:
             operations = _operations(params, view, units, norm, c, device, fast)
 
         def make(rows: slice) -> None:
-            pixels = images[rows]
-            if not whole:
-                box, mirror = params.box[rows], params.flip[rows]
-                pixels = resized_crop(pixels, box, size, view.interpolation, mirror)
             if native is not None:
-                native(pixels.to(torch.uint8), samples[rows], out[rows])
-            else:
-                out[rows] = operations(pixels, rows)
+                native(images[rows], samples[rows], out[rows])
+                return
+            box, mirror = params.box[rows], params.flip[rows]
+            pixels = resized_crop(images[rows], box, size, view.interpolation, mirror)
+            out[rows] = operations(pixels, rows)
 
-        spread(make, parts)
+        spread(make, [slice(i, i + part) for i in range(0, b, part)])
     return out
 
 
@@ -154,7 +156,11 @@ def make_views(
         if len(sides) > 1:
             raise ValueError(f"views named {name!r} are stacked: give them one size, not {sides}")
         side = sides.pop()
-        result[name] = torch.empty(len(same), b, c, side, side, device=device)
+        shape = (len(same), b, c, side, side)
+        on_cpu = images.device.type == "cpu"
+        result[name] = (
+            _memory.empty(shape, torch.float32) if on_cpu else torch.empty(shape, device=device)
+        )
         for out, (which, view) in zip(result[name], same.items(), strict=True):
             params = draw(
                 view, seed=seed, epoch=epoch, index=batch.index, which=which, sizes=batch.sizes

@@ -4,7 +4,8 @@ Resizing is linear and separable: each row of the result is a weighted sum of a 
 rows of the image, and likewise for columns. There are three ways to the same pixels, each where it
 is the quickest:
 
-- large images on a CPU go one by one through PyTorch's kernels for 8-bit images;
+- large images on a CPU go one by one through PyTorch's kernels for 8-bit images (``native.c``,
+  where it is compiled, does the same to the last bit);
 - small images are each multiplied from both sides with a dense matrix, a batch at a time;
 - large images on a GPU as products of banded matrices: a strip of ``STRIP`` rows reads a window
   that is little higher than itself, so the windows of all strips are gathered and multiplied with

@@ -10,6 +10,7 @@ import torch
 
 from selfsame.types import Norm
 from selfsame.views import View, draw, native, render
+from selfsame.views.draw import Params
 
 NORM = Norm((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -51,6 +52,39 @@ def test_one_pass_is_the_operations_one_after_the_other(view, color, monkeypatch
     # solarising jumps at its threshold, where rounding decides
     assert (error > 1e-4).float().mean() < 1e-4
     assert error.median() < 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("planar", [False, True])
+def test_it_resizes_as_pytorch_does_to_the_last_bit(interpolation, planar):
+    generator = torch.Generator().manual_seed(7)
+    off, zero = torch.zeros(6, dtype=torch.bool), torch.zeros(6)
+    for height, width, size in (
+        (66, 40, 17),
+        (150, 90, 16),
+        (71, 333, 96),
+        (9, 5, 130),
+        (97, 2, 2),
+    ):
+        noise = torch.randint(0, 256, (3, 3, height, width), dtype=torch.uint8, generator=generator)
+        images = torch.cat([noise, (noise > 99).byte() * 255])  # with overshoot, too
+        images = images if planar else images.contiguous(memory_format=torch.channels_last)
+        whole = torch.tensor([0, 0, height, width])
+        inner = torch.tensor([height // 3, width // 3, height // 2, (width + 1) // 2])
+        box = torch.stack([whole, inner, torch.tensor([height - 1, 0, 1, width])]).repeat(2, 1)
+        flip = torch.arange(6) % 2 == 1
+        zeros = torch.zeros(6, 4)
+        p = Params(box, flip, off, zeros.long(), zeros, off, off, zero, off)
+        view = View(size=size, interpolation=interpolation)
+        ours = (render(images, p, view, Norm((0.0,), (1.0,))) * 255).round()
+        for one, image, place, mirrored in zip(ours, images, box.tolist(), flip, strict=True):
+            top, left, h, w = place
+            crop = image[None, :, top : top + h, left : left + w]
+            theirs = torch.nn.functional.interpolate(
+                crop, (size, size), mode=interpolation, antialias=True
+            )
+            assert torch.equal(one, (theirs.flip(-1) if mirrored else theirs)[0].float())
 
 
 @needs_compiler
