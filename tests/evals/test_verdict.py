@@ -9,7 +9,7 @@ import numpy as np
 import planted
 import pytest
 from helpers import textures, tiny_recipe
-from planted import CASES, FAULTS
+from planted import CASES
 
 from selfsame import plan as planning
 from selfsame.api import pretrain
@@ -53,9 +53,7 @@ def test_recorded_runs(name: str, seed: int) -> None:
 
 def test_what_is_recorded() -> None:
     """Healthy runs, runs at rest and every planted fault, each on several seeds."""
-    counts = {name: len(planted.recorded(name)) for name in CASES}
-    assert {name: counts[name] for name in FAULTS} == dict.fromkeys(FAULTS, SEEDS)
-    assert all(counts[name] >= SEEDS - 1 for name in CASES), counts
+    assert {name: len(planted.recorded(name)) for name in CASES} == dict.fromkeys(CASES, SEEDS)
 
 
 @pytest.mark.slow
