@@ -355,11 +355,14 @@ def check_pair(method: str, backbone: str, can: frozenset[str]) -> None:
         "ffn": "show what its blocks' perceptrons return",
         "tokens": "return tokens",
         "maps": "return maps",
+        "stages": "show the maps between its stages",
     }
     words = " and ".join(what[ability] for ability in sorted(lacking))
     raise UsageError(
         f"{method} needs a backbone that can {words}, and {backbone} cannot",
-        tip=f"--backbone vit_tiny works with {method}; simclr and byol work with {backbone}",
+        tip=f"--student vit_tiny works with {method}; kd, rkd and distill work with {backbone}"
+        if methods.find(method).taught
+        else f"--backbone vit_tiny works with {method}; simclr and byol work with {backbone}",
     )
 
 

@@ -114,7 +114,7 @@ def _named(
 
 
 def abilities(name: str) -> frozenset[str] | None:
-    """What a named network can do beyond features, without building it; None if unknown."""
+    """What a named network may do beyond features, without building it; None if unknown."""
     library, _, model = name.rpartition("/")
     if not library and model in DEPTHS:
         return ResNet.can
@@ -122,7 +122,7 @@ def abilities(name: str) -> frozenset[str] | None:
         return ViT.can
     if library == "torchvision" or name.startswith(("module:", transformers.PREFIX)):
         return None
-    return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens"})
+    return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens", "stages"})
 
 
 def pretrained_classifier(name: str) -> nn.Linear | None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from selfsame.errors import UsageError
 from selfsame.nn.precision import wide
 from selfsame.nn.taught import (
     Taught,
@@ -62,6 +63,7 @@ class AttentionTransfer(Taught):
 
     Config = Settings
     config: Settings
+    needs = frozenset({"stages"})
     asks: ClassVar[frozenset[str]] = frozenset({"stages"})
 
     def look(self, x: Tensor) -> dict[str, Tensor]:
@@ -69,11 +71,21 @@ class AttentionTransfer(Taught):
         return student_stages(self.backbone, x)
 
     def own_loss(self, e: Mapping[str, Tensor], t: Progress) -> Output:
-        """``beta`` times the sum over stages; ``similarity``: cosine of the last attention maps."""
+        """``beta`` times the sum over stages; ``similarity``: cosine of the last attention maps.
+
+        Raises:
+            UsageError: all maps are of a single place.
+        """
         both = pairs(stages_of(e, "s_"), stages_of(e, "t_"))[-self.config.groups :]
+        both = [as_small(*each) for each in both]
+        if all(a.shape[-2:] == (1, 1) for a, _ in both):
+            raise UsageError(
+                "the maps that are compared have one place each: there is no attention to transfer",
+                tip="larger views (--size), --student vit_tiny, or --loss kd",
+            )
         losses = torch.stack([attention_loss(*each, self.config.power) for each in both])
         with torch.no_grad():
-            a, b = (attention(x, self.config.power) for x in as_small(*both[-1]))
+            a, b = (attention(x, self.config.power) for x in both[-1])
             similarity = (a * b).sum(1).mean()
         loss = losses.sum()
         return Output(self.config.beta * loss, {"attention": loss, "similarity": similarity}, {})

@@ -60,6 +60,7 @@ class FitNets(Taught):
 
     Config = Settings
     config: Settings
+    needs = frozenset({"stages"})
     asks: ClassVar[frozenset[str]] = frozenset({"stages"})
 
     def __init__(self, config: Settings, backbone: Backbone, teacher: Teacher) -> None:

@@ -170,16 +170,7 @@ def stages_of(found: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
 
 
 def student_stages(network: Backbone, x: Tensor) -> dict[str, Tensor]:
-    """``pooled``, [n, D], and the maps of the student's stages by name.
-
-    Raises:
-        UsageError: it has none.
-    """
-    if "stages" not in network.can:
-        raise UsageError(
-            "the student gives no maps of its stages, which this loss compares",
-            tip="--student resnet18 does, and most networks of timm; kd, rkd and distill take any",
-        )
+    """``pooled``, [n, D], and the maps of the student's stages by name."""
     maps, features = network.stages(x)
     return {"pooled": features.pooled} | {f"stage{i}": each for i, each in enumerate(maps)}
 

@@ -386,8 +386,9 @@ def test_a_teacher_that_does_not_say_what_a_loss_compares(
 def test_a_student_without_maps_is_refused() -> None:
     torch.set_default_dtype(torch.float32)
     for name in ("attention_transfer", "fitnets"):
-        with pytest.raises(UsageError, match="student gives no maps"):
-            built(name, "method.alpha=0", backbone=Plain())(views(), T)
+        with pytest.raises(UsageError, match="show the maps between its stages") as caught:
+            built(name, "method.alpha=0", backbone=Plain())
+        assert "--student vit_tiny" in str(caught.value.tip)
     with pytest.raises(UsageError, match="no distillation token"):
         built("deit", backbone=Plain())
 
