@@ -181,8 +181,8 @@ def missing(folder: Path, seed: int, steps: int) -> dict[str, Any]:
 
     arrays = fashion_mnist()
     classes = [str(name) for name in arrays["classes"]]
-    x, y = arrays["train_x"], arrays["train_y"].astype("int64")
-    test_x, test_y = arrays["test_x"], torch.from_numpy(arrays["test_y"].astype("int64"))
+    x, y = arrays["train_x"][..., None], arrays["train_y"].astype("int64")
+    test_x, test_y = arrays["test_x"][..., None], torch.from_numpy(arrays["test_y"].astype("int64"))
     some = y != MISSING
     every, nine = ArraySource(x, y, classes), ArraySource(x[some], y[some], classes)
     options = ["backbone.name=resnet8", "backbone.options.stem=patch", "batch_size=64", *VIEWS]
