@@ -40,6 +40,7 @@ FLOORS = [
     {"judge", "report"},
     {"api"},
     {"demo", "doctor", "verify"},
+    {"claims"},
     {"cli"},
 ]
 
