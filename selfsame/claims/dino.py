@@ -101,7 +101,7 @@ CLAIM = Claim(
             "",
         ),
     ),
-    steps={"fast": 250, "full": 2500},
+    steps={"fast": 200, "full": 2000},
     panels=(
         Curves("entropy", "teacher's entropy / ln K", {"uniform": 1.0, "one prototype": 0.0}),
         Curves("divergence", "KL of student from teacher, nats", {"no information": 0.0}),
