@@ -85,7 +85,7 @@ def seen(mean: Numbers) -> str:
     return (
         "After training, two views of an image agree in every dimension and the dimensions are "
         f"nearly unrelated: C has {both['diagonal']:.2f} on its diagonal and a root mean square of "
-        f"{both['rest']:.3f} beside it. Without the redundancy term the diagonal is as good "
+        f"{both['rest']:.3f} beside it. Without the redundancy term the diagonal is higher "
         f"({equal['diagonal']:.2f}), but the dimensions repeat each other ({equal['rest']:.2f} "
         f"beside the diagonal; effective rank {equal['rank']:.0f} of {WIDTH}, with both terms "
         f"{both['rank']:.0f}). Without the invariance term they are unrelated "

@@ -106,9 +106,17 @@ CLAIM = Claim(
     },
     checks=(
         Check(
-            "|w| / |g| differs between layers, max / min", lambda n: n["SGD"]["gradients"], 10.0, ""
+            "|w| / |g| differs between layers, max / min",
+            lambda n: n["SGD"]["gradients"],
+            10.0,
+            "98 to 118: two powers of ten, and the bar is one",
         ),
-        Check("relative steps of SGD, max / min", lambda n: n["SGD"]["range"], 10.0, ""),
+        Check(
+            "relative steps of SGD, max / min",
+            lambda n: n["SGD"]["range"],
+            10.0,
+            "98 to 118: two powers of ten, and the bar is one",
+        ),
         Check(
             "relative steps of LARS, max / min less 1",
             lambda n: n["LARS"]["range"] - 1,

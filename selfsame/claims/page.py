@@ -267,7 +267,7 @@ def _section(claim: Claim, record: Mapping[str, Any] | None) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(each.replace('|', chr(92) + '|') for each in cells)} |"
 
 
 def _write(file: Path, text: str) -> Path:

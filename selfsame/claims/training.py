@@ -114,11 +114,6 @@ def neighbours(encoder: Encoder) -> float:
     return float(knn(*bank(encoder, sample()), ks=(20,))["knn"])
 
 
-def untrained(plan: Plan) -> Method:
-    """The method before its first step."""
-    return plan.build()
-
-
 @torch.no_grad()
 def fresh_views(plan: Plan, method: Method, images: int, epoch: int = 10**6) -> dict[str, Any]:
     """Views of the first images that no epoch of the run has had."""
