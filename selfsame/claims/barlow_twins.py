@@ -144,7 +144,7 @@ CLAIM = Claim(
             "",
         ),
     ),
-    steps={"fast": 200, "full": 2000},
+    steps={"fast": 150, "full": 2000},
     panels=(
         Picture("both terms", "before", "C before training"),
         Picture("both terms", "after", "C after: both terms"),

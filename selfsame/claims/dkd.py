@@ -51,11 +51,9 @@ def identity_error(student: Tensor, teacher: Tensor, label: Tensor, p: Tensor) -
     for i in range(0, len(label), 10):
         one = slice(i, i + 1)
         kd = soft_targets(student[one], teacher[one], TEMPERATURE)
-        terms = [
-            f(student[one], teacher[one], label[one], TEMPERATURE)
-            for f in (target_loss, other_loss)
-        ]
-        most = max(most, float((terms[0] + (1 - p[i]) * terms[1] - kd).abs() / kd))
+        tckd = target_loss(student[one], teacher[one], label[one], TEMPERATURE)
+        nckd = other_loss(student[one], teacher[one], label[one], TEMPERATURE)
+        most = max(most, float((tckd + (1 - p[i]) * nckd - kd).abs() / kd))
     return most
 
 
@@ -98,7 +96,7 @@ CLAIM = Claim(
         Check(
             "decoupled, the surer half teaches more than coupled, ratio of ratios",
             lambda n: n["DKD, decoupled"]["ratio"] / n["KD, coupled"]["ratio"],
-            1.5,
+            1.75,
             "",
         ),
         Check(

@@ -153,7 +153,7 @@ CLAIM = Claim(
             "",
         ),
     ),
-    steps={"fast": 100, "full": 2000},
+    steps={"fast": 60, "full": 2000},
     panels=(
         Bars("tokens", "tokens in the encoder", 0),
         Bars("milliseconds", "time of a step, ms", 0),

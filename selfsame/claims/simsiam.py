@@ -101,7 +101,7 @@ CLAIM = Claim(
             "",
         ),
     ),
-    steps={"fast": 400, "full": 4000},
+    steps={"fast": 300, "full": 4000},
     panels=(
         Curves("spread", "deviation x sqrt(d)", {"isotropic": 1.0, "least with BatchNorm": FLOOR}),
         Curves("loss", "loss", {"least": -1.0}),

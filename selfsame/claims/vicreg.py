@@ -83,7 +83,7 @@ CLAIM = Claim(
             "",
         ),
     ),
-    steps={"fast": 200, "full": 2000},
+    steps={"fast": 150, "full": 2000},
     panels=(
         Curves("deviation", "1 - hinge on the deviation", {"all dimensions alive": 1.0}),
         Bars("rank", f"effective rank of {WIDTH}", 1),
