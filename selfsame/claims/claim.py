@@ -62,7 +62,10 @@ class Quantity(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One inequality. ``bar`` is about half of the gap that ``measured`` tells of."""
+    """One inequality. ``bar`` is about half of the gap that ``measured`` tells of.
+
+    Where ``measured`` is empty nobody has measured yet, and the bar is a guess.
+    """
 
     words: str
     value: Callable[[Numbers], float]

@@ -252,7 +252,7 @@ def _section(claim: Claim, record: Mapping[str, Any] | None) -> str:
         f"**Experiment.** {claim.experiment}",
     ]
     if claim.deviations:
-        lines.append(f"Departs from the paper: {'; '.join(claim.deviations)}.")
+        lines += ["", f"Departs from the paper: {'; '.join(claim.deviations)}."]
     if record is None:
         lines.append(f"\n**Verdict: not run.** `selfsame claim {claim.name}` runs it.\n")
         return "\n".join(lines)

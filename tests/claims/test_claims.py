@@ -161,7 +161,8 @@ def test_claims_are_whole(name: str) -> None:
     assert any(arm.control for arm in claim.arms.values())
     assert not all(arm.control for arm in claim.arms.values())
     assert set(claim.steps) == set(BUDGETS)
-    assert all(check.measured for check in claim.checks), "a bar comes from a measurement"
+    if read_entry(ROOT / "claims", name) is not None:
+        assert all(check.measured for check in claim.checks), "a bar comes from a measurement"
     assert not claim.says.endswith(".")
 
 
