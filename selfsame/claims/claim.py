@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from selfsame.errors import UsageError
 from selfsame.files import atomic
 from selfsame.run import environment
@@ -197,7 +199,8 @@ def _arm(
     from selfsame import machine
 
     begin = time.monotonic()
-    done = claim.arms[name].run(Setting(seed, steps, folder, device))
+    with torch.random.fork_rng(devices=[]):  # an arm may seed it
+        done = claim.arms[name].run(Setting(seed, steps, folder, device))
     result = {
         "seed": seed,
         "seconds": round(time.monotonic() - begin, 1),

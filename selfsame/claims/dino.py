@@ -42,11 +42,13 @@ def seen(mean: Numbers) -> str:
         f"With centring alone the teacher's entropy is {100 * centre['entropy']:.1f} % of ln K: "
         "its targets say the same of every prototype. With sharpening alone it is "
         f"{100 * sharp['entropy']:.1f} %: one prototype gets all images. In both the divergence of "
-        f"the student from the teacher vanishes ({centre['divergence']:.3f} and "
-        f"{sharp['divergence']:.3f}): the targets no longer depend on the image. With both the "
-        f"entropy is {100 * both['entropy']:.1f} %, the divergence {both['divergence']:.2f}, and "
-        f"neighbours are right for {100 * both['knn']:.1f} % of the test images, after "
-        f"{100 * centre['knn']:.1f} % and {100 * sharp['knn']:.1f} % with one of the two."
+        f"the student from the teacher goes towards nothing ({centre['divergence']:.3f} and "
+        f"{sharp['divergence']:.3f} nats): the targets hardly depend on the image. With both the "
+        f"entropy is {100 * both['entropy']:.1f} %, and the divergence stays at "
+        f"{both['divergence']:.2f}. Nearest neighbours hardly tell the three apart after so few "
+        f"steps ({100 * both['knn']:.1f} %, {100 * centre['knn']:.1f} % and "
+        f"{100 * sharp['knn']:.1f} % of the test images): a collapse of the targets comes first, "
+        "and features that learn nothing more follow from it."
     )
 
 
