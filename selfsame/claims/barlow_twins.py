@@ -83,9 +83,9 @@ def seen(mean: Numbers) -> str:
     """What was seen, in a paragraph."""
     both, equal, apart = mean["both terms"], mean["diagonal only"], mean["off-diagonal only"]
     return (
-        "After training, two views of an image agree in every dimension and the dimensions are "
-        f"nearly unrelated: C has {both['diagonal']:.2f} on its diagonal and a root mean square of "
-        f"{both['rest']:.3f} beside it. Without the redundancy term the diagonal is higher "
+        "After so few steps C is on its way to the identity and not there: it has "
+        f"{both['diagonal']:.2f} on its diagonal and a root mean square of {both['rest']:.3f} "
+        "beside it. Without the redundancy term the diagonal is higher "
         f"({equal['diagonal']:.2f}), but the dimensions repeat each other ({equal['rest']:.2f} "
         f"beside the diagonal; effective rank {equal['rank']:.0f} of {WIDTH}, with both terms "
         f"{both['rank']:.0f}). Without the invariance term they are unrelated "
@@ -100,8 +100,8 @@ CLAIM = Claim(
     paper="Zbontar et al., Barlow Twins: self-supervised learning via redundancy reduction, ICML "
     "2021",
     arxiv="2103.03230",
-    says="the cross-correlation of two views' embeddings becomes the identity, by both terms of "
-    "the loss",
+    says="the cross-correlation of two views' embeddings goes towards the identity, by both "
+    "terms of the loss",
     source="equation 1, figure 1, table 5 (loss ablations)",
     experiment=f"Barlow Twins with D = {WIDTH} learns three times: with its loss, with the "
     "diagonal term alone (lambda is 0), and with the off-diagonal term alone. The "
@@ -126,22 +126,22 @@ CLAIM = Claim(
     },
     checks=(
         Check(
-            "the diagonal is higher than without its term, by 0.3",
+            "the diagonal is higher than without its term",
             lambda n: n["both terms"]["diagonal"] - n["off-diagonal only"]["diagonal"],
-            0.3,
-            "",
+            0.15,
+            "0.41 and 0.11: 0.31 apart, of three seeds",
         ),
         Check(
-            "the rest is smaller than without its term, by 0.1",
+            "the rest is smaller than without its term",
             lambda n: n["diagonal only"]["rest"] - n["both terms"]["rest"],
-            0.1,
-            "",
+            0.23,
+            "0.156 and 0.615: 0.46 apart",
         ),
         Check(
-            "the rank is larger than without the redundancy term, by 10",
+            "the rank is larger than without the redundancy term",
             lambda n: n["both terms"]["rank"] - n["diagonal only"]["rank"],
-            10.0,
-            "",
+            8.0,
+            "26.2 and 9.6: 16.6 apart",
         ),
     ),
     steps={"fast": 150, "full": 2000},

@@ -107,7 +107,7 @@ CLAIM = Claim(
             above=False,
         ),
     ),
-    steps={"fast": 600, "full": 6000},
+    steps={"fast": 200, "full": 6000},
     panels=(
         Bars("sure", "gradient of the other classes, surer half", 3),
         Bars("ratio", "the surer half over the other", 2, 1.0, {"the same": 1.0}),

@@ -1,4 +1,4 @@
-"""MAE's claim: an encoder that does not see the hidden patches costs a third, and learns."""
+"""MAE's claim: an encoder that does not see the hidden patches costs a third."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfsame import machine
-from selfsame.claims.claim import Arm, Bars, Check, Claim, Curves, Found, Numbers, Quantity, Setting
+from selfsame.claims.claim import Arm, Bars, Check, Claim, Found, Numbers, Quantity, Setting
 from selfsame.claims.training import DATA, device_of, learn, small
 from selfsame.methods.mae import MAE, TARGET_EPS, Settings, masked_mse, normalize_patches, patchify
 from selfsame.types import Backbone, Output, Progress
@@ -28,7 +28,7 @@ VIT = (
     "method.heads=2",
     "batch_size=16",
 )
-TIMED = 15  # steps, after a third as many
+TIMED = 9  # steps, after a third as many
 FLOPS = 1e9
 
 
@@ -108,9 +108,8 @@ def seen(mean: Numbers) -> str:
         f"image in the place of {kept['tokens']:.0f} and needs {ratio(mean, 'gflops'):.1f} times "
         f"less arithmetic; the whole step, decoder and gradient included, takes "
         f"{left['milliseconds']:.0f} ms in the place of {kept['milliseconds']:.0f}, "
-        f"{ratio(mean, 'milliseconds'):.1f} times less. After the same number of steps it explains "
-        f"{100 * left['explained']:.0f} % of the hidden patches' variance (mask tokens: "
-        f"{100 * kept['explained']:.0f} %)."
+        f"{ratio(mean, 'milliseconds'):.1f} times less. (How well the hidden patches are "
+        "painted is no question for so few steps.)"
     )
 
 
@@ -118,8 +117,7 @@ CLAIM = Claim(
     name="mae",
     paper="He et al., Masked autoencoders are scalable vision learners, CVPR 2022",
     arxiv="2111.06377",
-    says="leaving 75 % of the patches out of the encoder makes a step about 3 times faster, and "
-    "paints them as well",
+    says="leaving 75 % of the patches out of the encoder makes a step about 3 times faster",
     source="tables 1c and 2",
     experiment="A ViT with patches of 2 px (256 of an image of 32 px) learns to paint three "
     "quarters of the patches: once they are left out of the encoder and join as mask tokens in the "
@@ -140,24 +138,12 @@ CLAIM = Claim(
     checks=(
         Check("arithmetic of the encoder, ratio", lambda n: ratio(n, "gflops"), 3.0, ""),
         Check("time of a step, ratio", lambda n: ratio(n, "milliseconds"), 1.8, ""),
-        Check(
-            "share of the hidden patches' variance that is explained",
-            lambda n: n["75 % left out"]["explained"],
-            0.1,
-            "",
-        ),
-        Check(
-            "what is explained of the hidden patches, of what mask tokens explain",
-            lambda n: n["75 % left out"]["explained"] / n["mask tokens"]["explained"],
-            0.8,
-            "",
-        ),
     ),
-    steps={"fast": 60, "full": 2000},
+    steps={"fast": 12, "full": 1200},
     panels=(
         Bars("tokens", "tokens in the encoder", 0),
+        Bars("gflops", "encoder, GFLOP an image", 3),
         Bars("milliseconds", "time of a step, ms", 0),
-        Curves("explained", "share of the variance that is explained", {"the mean": 0.0}),
     ),
     seen=seen,
     reason="a decoder and small matrices take a larger share of a small network's time",

@@ -98,7 +98,7 @@ CLAIM = Claim(
             "",
         ),
     ),
-    steps={"fast": 200, "full": 2000},
+    steps={"fast": 40, "full": 1000},
     panels=(
         Bars("used", f"prototypes in use of {PROTOTYPES}", 1, 1.0, {"all": PROTOTYPES}),
         Curves("loss", "loss"),
