@@ -47,14 +47,14 @@ def seen(mean: Numbers) -> str:
     """What was seen, in a paragraph."""
     with_it, without = mean["stop-gradient"], mean["no stop-gradient"]
     return (
-        f"Without the stop-gradient the loss falls faster, to {without['loss']:.2f} of the least, "
-        "-1, and less is learnt by it: the projections of different images move together. Their "
-        f"deviation is {without['spread']:.2f} of that of an isotropic distribution and still "
-        "falling; the last BatchNorm, whose outputs have mean zero in each batch, allows about "
-        f"{FLOOR:.2f} at the least (one image of {BATCH} on the other side of the sphere), where "
-        "the paper's larger batches come nearer to 0. With the stop-gradient the deviation stays "
-        f"at {with_it['spread']:.2f} and the loss is {with_it['loss']:.2f}. Nearest neighbours are "
-        f"right for {100 * with_it['knn']:.1f} % of the test images with it and for "
+        f"Without the stop-gradient the loss falls faster, to {without['loss']:.2f} (-1 is the "
+        "least), and less is learnt by it: the projections of different images move together. "
+        f"Their deviation is {without['spread']:.2f} of that of an isotropic distribution and "
+        "still falling; the last BatchNorm, whose outputs have mean zero in each batch, allows "
+        f"about {FLOOR:.2f} at the least (one image of {BATCH} on the other side of the sphere), "
+        "where the paper's larger batches come nearer to 0. With the stop-gradient the deviation "
+        f"stays at {with_it['spread']:.2f} and the loss is {with_it['loss']:.2f}. Nearest "
+        f"neighbours are right for {100 * with_it['knn']:.1f} % of the test images with it and for "
         f"{100 * without['knn']:.1f} % without. Both runs have the same network, predictor, "
         "images, views and learning rate."
     )
