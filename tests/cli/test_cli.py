@@ -56,7 +56,7 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
             "pretrian simclr {photos}",
             "error: no such command 'pretrian'\n"
             "tip: did you mean 'pretrain'? commands: demo, pretrain, distill, evaluate, "
-            "report, compare, embed, pack, recipes, doctor\n",
+            "report, compare, embed, pack, recipes, claim, doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",
