@@ -718,6 +718,28 @@ def recipes(
 
 
 @app.command()
+def claim(
+    name: Annotated[
+        str, typer.Argument(help="A claim; or list, all, page: docs/claims anew from the ledger.")
+    ],
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    budget: Annotated[str, typer.Option(help="fast, a minute an arm and seed; or full.")] = "fast",
+    out: Annotated[
+        Path, typer.Option(help="Of the ledger, the pages and what the arms leave.")
+    ] = Path("claims"),
+    device: Device = None,
+) -> None:
+    """Run a paper's key claim as a small experiment, with a control.
+
+    What ended is kept in OUT/arms and not run again. The numbers go to OUT/ledger/NAME.json, a page
+    with the figure to OUT/NAME.html.
+    """
+    from selfsame.claims import command
+
+    command(name, seeds=seeds, budget=budget, out=out, device=device, say=_say)
+
+
+@app.command()
 def doctor(
     data: Annotated[list[str] | None, typer.Argument(help="What you would train on.")] = None,
     method: Annotated[str, typer.Option(help="What you would train.")] = "simclr",

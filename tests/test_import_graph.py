@@ -42,6 +42,7 @@ FLOORS = [
     {"index"},
     {"api"},
     {"demo", "doctor", "verify"},
+    {"claims"},
     {"cli"},
 ]
 

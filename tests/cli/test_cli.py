@@ -58,7 +58,7 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
             "error: no such command 'pretrian'\n"
             "tip: did you mean 'pretrain'? commands: demo, pretrain, distill, evaluate, report, "
             "compare, embed, search, dedup, outliers, select, classify, predict, export, pack, "
-            "recipes, doctor\n",
+            "recipes, claim, doctor\n",
         ),
         (
             "pretrain simclr {photos} --out {new} --batchsize 8",

@@ -1,0 +1,127 @@
+"""What most claims share: the engine, the images that ship with selfsame, and a score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from selfsame import checkpoint, demo, machine, methods
+from selfsame import plan as planning
+from selfsame.api import Result, pretrain
+from selfsame.claims.claim import Setting
+from selfsame.data import Labelled
+from selfsame.encoder import Encoder
+from selfsame.evals.features import bank
+from selfsame.evals.knn import knn
+from selfsame.plan import Choices, Plan
+from selfsame.recipe import Recipe, with_settings
+from selfsame.run import RunDirectory
+from selfsame.types import Method
+
+DATA = "CIFAR-10 sample that ships with selfsame: 8,000 training and 2,000 test images of 32 px"
+RESNET = (
+    "backbone.name=resnet10",
+    "backbone.options.stem=patch",
+    "backbone.options.width=16",
+)
+VIT = (
+    "backbone.name=vit_tiny",
+    "backbone.options.width=96",
+    "backbone.options.depth=4",
+    "backbone.options.heads=3",
+    "backbone.options.patch=4",
+)
+LOGS = 50  # rows of a run that are measured
+
+
+class Learnt(NamedTuple):
+    """A run to its end."""
+
+    result: Result
+    rows: list[dict[str, Any]]  # of ``metrics.jsonl``
+    plan: Plan
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """A value of ``metrics.jsonl`` over steps."""
+        return [(row["step"], row[key]) for row in self.rows]
+
+    def late(self, key: str) -> float:
+        """Its mean over the last tenth of the rows."""
+        last = [row[key] for row in self.rows[-max(1, len(self.rows) // 10) :]]
+        return float(sum(last) / len(last))
+
+    def method(self) -> Method:
+        """The method with its weights after the last step: its heads and teachers, too."""
+        built = self.plan.build()
+        state = checkpoint.load_latest(RunDirectory(self.result.run).checkpoints, lambda line: None)
+        assert state is not None
+        built.load_state_dict(state["method"])
+        return built
+
+
+@cache
+def sample() -> Labelled:
+    """The images that ship with selfsame."""
+    return demo.sample()
+
+
+def small(method: str, network: Sequence[str], *settings: str, like: str | None = None) -> Recipe:
+    """The small recipe of a method at 32 px on a tiny network.
+
+    Args:
+        method: a name of the table, or ``module:Class``.
+        network: settings that name it.
+        settings: any others.
+        like: whose recipe it is, where the method is none of the table.
+    """
+    recipe = methods.recipe(like or method, "small", demo.SIDE)
+    config = recipe.method.model_copy(update={"name": method})
+    return with_settings(recipe.model_copy(update={"method": config}), [*network, *settings])
+
+
+def learn(recipe: Recipe, setting: Setting) -> Learnt:
+    """Train to the last step; what was stopped continues.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped it.
+    """
+    fixed = (f"steps={setting.steps}", f"seed={setting.seed}")
+    recipe = with_settings(recipe, fixed)
+    data, name = sample().train, recipe.method.name
+    result = pretrain(
+        name,
+        data,
+        out=setting.folder,
+        recipe=recipe,
+        log_every=max(1, setting.steps // LOGS),
+        resume=True,
+        device=setting.device,
+        quiet=True,
+    )
+    if not result.finished:
+        raise KeyboardInterrupt
+    lines = (setting.folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    plan = planning.make(name, data, Choices(recipe=recipe), setting.device)
+    return Learnt(result, [json.loads(line) for line in lines], plan)
+
+
+def neighbours(encoder: Encoder) -> float:
+    """Accuracy of 20 nearest neighbours on the 2,000 test images, in [0, 1]."""
+    return float(knn(*bank(encoder, sample()), ks=(20,))["knn"])
+
+
+@torch.no_grad()
+def fresh_views(plan: Plan, method: Method, images: int, epoch: int = 10**6) -> dict[str, Any]:
+    """Views of the first images that no epoch of the run has had."""
+    with plan.images:
+        batch = plan.images.batch(torch.arange(images))
+        return plan.views(method, batch, epoch)
+
+
+def device_of(setting: Setting) -> torch.device:
+    """Where the arm computes."""
+    return machine.device(setting.device)

@@ -1,0 +1,95 @@
+"""VICReg's claim: the variance term prevents the collapse, the covariance term the redundancy."""
+
+from __future__ import annotations
+
+import torch
+
+from selfsame.claims.claim import Arm, Bars, Check, Claim, Curves, Found, Numbers, Quantity, Setting
+from selfsame.claims.training import DATA, RESNET, fresh_views, learn, neighbours, small
+from selfsame.evals.health import rankme
+from selfsame.methods.vicreg import VICReg
+from selfsame.types import Progress
+
+WIDTH = 128  # D
+IMAGES = 1024  # that are looked at, in views that training has not had
+
+
+def arm(settings: tuple[str, ...], setting: Setting) -> Found:
+    """Train; the embeddings' standard deviation, correlation and effective rank."""
+    expander = f"method.expander=[{2 * WIDTH}, {2 * WIDTH}, {WIDTH}]"
+    learnt = learn(small("vicreg", RESNET, expander, *settings), setting)
+    method = learnt.method().train()
+    assert isinstance(method, VICReg)
+    with torch.no_grad():
+        views = fresh_views(learnt.plan, method, IMAGES)
+        z = method.embed(views, Progress(0, 1, 0, 0.0))["z"][0].float()
+    numbers = {
+        "deviation": float(z.std(dim=0).mean()),
+        "rank": float(rankme(z - z.mean(dim=0))),
+        "knn": neighbours(learnt.result.encoder),
+    }
+    # the hinge max(0, 1 - deviation) says the deviation, where that is below one
+    deviation = [(step, 1 - v) for step, v in learnt.curve("variance")]
+    return Found(numbers, {"deviation": deviation, "covariance": learnt.curve("covariance")})
+
+
+def seen(mean: Numbers) -> str:
+    """What was seen, in a paragraph."""
+    whole, still, alike = mean["all terms"], mean["no variance"], mean["no covariance"]
+    return (
+        f"Without the variance term the embeddings' standard deviation falls to "
+        f"{still['deviation']:.3f}: all images have nearly the same. With it, it is "
+        f"{whole['deviation']:.2f}. Without the covariance term it is kept too "
+        f"({alike['deviation']:.2f}), but the dimensions repeat each other: their effective rank "
+        f"is {alike['rank']:.0f} of {WIDTH}, with all terms {whole['rank']:.0f}. Nearest "
+        f"neighbours are right for {100 * whole['knn']:.1f} % with all terms, "
+        f"{100 * still['knn']:.1f} % without variance and {100 * alike['knn']:.1f} % without "
+        "covariance."
+    )
+
+
+CLAIM = Claim(
+    name="vicreg",
+    paper="Bardes, Ponce, LeCun, VICReg: variance-invariance-covariance regularization, ICLR 2022",
+    arxiv="2105.04906",
+    says="the variance term alone prevents the collapse, and the covariance term the redundancy",
+    source="table 7, section 4.1",
+    experiment="VICReg learns three times: with its loss, without the variance term (mu is 0), and "
+    "without the covariance term (nu is 0). The embeddings of "
+    f"{IMAGES:,} images, in views that no step has had, are measured after the last step.",
+    data=DATA,
+    file="selfsame/methods/vicreg.py",
+    arms={
+        "all terms": Arm(lambda setting: arm((), setting)),
+        "no variance": Arm(lambda setting: arm(("method.mu=0.0",), setting), control=True),
+        "no covariance": Arm(lambda setting: arm(("method.nu=0.0",), setting), control=True),
+    },
+    quantities={
+        "deviation": Quantity("standard deviation", 3),
+        "rank": Quantity(f"effective rank of {WIDTH}", 1),
+        "knn": Quantity("kNN, %", 1, 100),
+    },
+    checks=(
+        Check(
+            "the deviation is larger than without its term, by 0.4",
+            lambda n: n["all terms"]["deviation"] - n["no variance"]["deviation"],
+            0.4,
+            "",
+        ),
+        Check(
+            "the rank is larger than without covariance, ratio",
+            lambda n: n["all terms"]["rank"] / n["no covariance"]["rank"],
+            1.2,
+            "",
+        ),
+    ),
+    steps={"fast": 150, "full": 2000},
+    panels=(
+        Curves("deviation", "1 - hinge on the deviation", {"all dimensions alive": 1.0}),
+        Bars("rank", f"effective rank of {WIDTH}", 1),
+        Bars("knn", "kNN, % right", 1, 100, {"chance": 10.0}),
+    ),
+    seen=seen,
+    reason="few steps, and a small network whose features have few dimensions to begin with",
+    deviations=(f"an expander {WIDTH} wide, in the place of 8192",),
+)
