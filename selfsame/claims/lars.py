@@ -9,7 +9,7 @@ import torch
 from selfsame import optim
 from selfsame import plan as planning
 from selfsame.claims.claim import Arm, Bars, Check, Claim, Found, Numbers, Quantity, Setting
-from selfsame.claims.training import DATA, sample, small
+from selfsame.claims.training import DATA, images, small
 from selfsame.optim import Optim
 from selfsame.plan import Choices
 
@@ -39,7 +39,7 @@ def arm(name: str, setting: Setting) -> Found:
         warmup=0,
     )
     recipe = recipe.model_copy(update={"optim": first})
-    plan = planning.make("supervised", sample().train, Choices(recipe=recipe), setting.device)
+    plan = planning.make("supervised", images().train, Choices(recipe=recipe), setting.device)
     with plan.images:
         batch = plan.images.batch(torch.arange(recipe.batch_size) + 64 * setting.seed)
         steps = []

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from selfsame import checkpoint, demo, machine, methods
+from selfsame import checkpoint, machine, methods
 from selfsame import plan as planning
 from selfsame.api import Result, pretrain
 from selfsame.claims.claim import Setting
 from selfsame.data import Labelled
+from selfsame.data.sample import SIDE, sample
 from selfsame.encoder import Encoder
 from selfsame.evals.features import bank
 from selfsame.evals.knn import knn
@@ -64,11 +65,6 @@ class Learnt(NamedTuple):
 
 
 @cache
-def sample() -> Labelled:
-    """The images that ship with selfsame."""
-    return demo.sample()
-
-
 def small(method: str, network: Sequence[str], *settings: str, like: str | None = None) -> Recipe:
     """The small recipe of a method at 32 px on a tiny network.
 
@@ -78,7 +74,7 @@ def small(method: str, network: Sequence[str], *settings: str, like: str | None 
         settings: any others.
         like: whose recipe it is, where the method is none of the table.
     """
-    recipe = methods.recipe(like or method, "small", demo.SIDE)
+    recipe = methods.recipe(like or method, "small", SIDE)
     config = recipe.method.model_copy(update={"name": method})
     return with_settings(recipe.model_copy(update={"method": config}), [*network, *settings])
 
@@ -91,7 +87,7 @@ def learn(recipe: Recipe, setting: Setting) -> Learnt:
     """
     fixed = (f"steps={setting.steps}", f"seed={setting.seed}")
     recipe = with_settings(recipe, fixed)
-    data, name = sample().train, recipe.method.name
+    data, name = images().train, recipe.method.name
     result = pretrain(
         name,
         data,
@@ -111,7 +107,7 @@ def learn(recipe: Recipe, setting: Setting) -> Learnt:
 
 def neighbours(encoder: Encoder) -> float:
     """Accuracy of 20 nearest neighbours on the 2,000 test images, in [0, 1]."""
-    return float(knn(*bank(encoder, sample()), ks=(20,))["knn"])
+    return float(knn(*bank(encoder, images()), ks=(20,))["knn"])
 
 
 @torch.no_grad()
