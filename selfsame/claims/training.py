@@ -65,6 +65,11 @@ class Learnt(NamedTuple):
 
 
 @cache
+def images() -> Labelled:
+    """The images that ship with selfsame, decoded once."""
+    return sample()
+
+
 def small(method: str, network: Sequence[str], *settings: str, like: str | None = None) -> Recipe:
     """The small recipe of a method at 32 px on a tiny network.
 
