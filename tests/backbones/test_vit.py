@@ -57,7 +57,7 @@ def test_it_is_timms_network() -> None:
 def test_timms_network_drops_and_replaces_like_ours() -> None:
     ours, theirs = pair()
     wrapped = backbones.WrappedViT(theirs, torch.zeros(1, 3, 224, 224), ours.norm)
-    assert wrapped.can == {"tokens", "keep", "replace", "layers"}
+    assert wrapped.can == {"tokens", "keep", "replace", "layers", "stages"}
     x = images(2, 224)
     keep = torch.rand(4, 196, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :20]
     mask = torch.zeros(2, 196, dtype=torch.bool)

@@ -15,7 +15,8 @@ from selfsame.data import Labelled
 from selfsame.data.arrays import ArraySource
 from selfsame.encoder import Encoder
 from selfsame.evals import Data, Subject, evaluators
-from selfsame.methods.supervised import Settings, Supervised, cutmix, mixup
+from selfsame.methods.supervised import Settings, Supervised
+from selfsame.nn.mix import cutmix, mixup
 from selfsame.types import Progress
 
 
