@@ -8,9 +8,9 @@ or 28 (a fifth) as student. Resumable: what is finished is kept in the folder.
 
 - losses: the teacher learnt from the labels. Each loss teaches the student for the same steps; the
   control is the student that learns from the labels alone.
-- features: the teacher learnt without labels (SimCLR). Its features teach the student, which is
-  compared with the teacher, with itself at random initialisation, and with itself after SimCLR for
-  the same CPU time.
+- features: of a teacher that learnt without labels (SimCLR), and of the one that learnt from them,
+  teach the student, which sees no label. It is compared with the teacher, with itself at random
+  initialisation, and with itself after SimCLR for the same CPU time.
 - missing: Fashion-MNIST, from the folder that ``SELFSAME_DATA`` names. The student never sees
   dresses, and knows them from what its teacher says of other clothes.
 """
@@ -96,15 +96,19 @@ def flops(width: int) -> int:
     return int(counter.get_total_flops())
 
 
+def supervised_teacher(folder: Path) -> Path:
+    """The run of the network that learns from labels for ten epochs."""
+    settings = ["method.classes=10", "batch_size=64"]
+    recipe = recipe_of("supervised", TEACHER_WIDTH, 1250, 0, *settings)
+    train(folder / "teacher-supervised", "supervised", recipe)
+    return folder / "teacher-supervised"
+
+
 def losses(folder: Path, seed: int, steps: int) -> dict[str, Any]:
     """Students of a teacher that learnt from labels."""
-    teacher = folder / "teacher-supervised"
+    teacher = supervised_teacher(folder)
     found = {
-        "teacher": train(
-            teacher,
-            "supervised",
-            recipe_of("supervised", TEACHER_WIDTH, 1250, 0, "method.classes=10", "batch_size=64"),
-        ),
+        "teacher": train(teacher, "supervised", None),
         "labels alone": train(
             folder / f"labels-{seed}",
             "supervised",
@@ -147,6 +151,11 @@ def features(folder: Path, seed: int, steps: int) -> dict[str, Any]:
     view = simclr.views[0].model_copy(update={"count": 1})
     recipe = recipe.model_copy(update={"views": (view,)})
     found["distill"] = train(folder / f"features-{seed}", "distill", recipe, teacher=teacher)
+    better = supervised_teacher(folder)
+    found["better teacher"] = train(better, "supervised", None)
+    recipe = recipe_of("distill", MIDDLE, 3 * steps, seed, "view_sets=8", *VIEWS)
+    out = folder / f"features-better-{seed}"
+    found["distill, better teacher"] = train(out, "distill", recipe, teacher=better)
     # the same CPU time for SimCLR: its steps from the time that a few take
     budget = folder / "simclr.steps"
     if not budget.is_file():
