@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from selfsame.interrupt import Interrupt
 from selfsame.judge import Judge, encoder_of
 from selfsame.nn.taught import Taught
 from selfsame.parallel import Layout, whole
-from selfsame.plan import Choices, Plan, format_bytes
+from selfsame.plan import Choices, Plan, format_bytes, free_bytes
 from selfsame.recipe import Recipe, lora_settings
 from selfsame.run import RunDirectory, environment
 from selfsame.trackers import Trackers
@@ -437,7 +436,7 @@ def pack(
             + (f", raw values {levels[0]:g} to {levels[1]:g} become 0 to 255" if levels else ""),
         )
         with output(out) as temporary:
-            free = shutil.disk_usage(out.absolute().parent).free
+            free = free_bytes(out.parent)
             need, have = format_bytes(expected), format_bytes(free)
             console.say(f"size       about {need}, {have} free there")
             if expected > free:

@@ -195,7 +195,8 @@ class Plan:
             return None
         views = sum(view.count for view in recipe.views)
         facts = (
-            *(encoder.fingerprint(), sorted(method.asked), self.images.source.fingerprint()),
+            *(method.config.teacher_weights, sorted(method.asked)),
+            self.images.source.fingerprint(),
             *(recipe.views, recipe.view_sets, recipe.seed, recipe.color, recipe.canvas),
             *(recipe.channels, recipe.levels, recipe.precision, self.device.type),
         )

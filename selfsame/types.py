@@ -50,6 +50,11 @@ class Progress(NamedTuple):
     epoch: float  # passes over the data set, as a fraction
 
     @property
+    def per_epoch(self) -> float:
+        """Optimiser steps in a pass over the data; at the first step, which cannot tell, 1."""
+        return self.step / self.epoch if self.step else 1.0
+
+    @property
     def fraction(self) -> float:
         """Share of the run that is done, in [0, 1)."""
         return self.step / self.total

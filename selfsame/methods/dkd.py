@@ -81,8 +81,7 @@ class DKD(Taught):
         tckd = target_loss(s, teacher, label, config.temperature)
         nckd = other_loss(s, teacher, label, config.temperature)
         # as the code counts: the first epoch is number one
-        per_epoch = t.step / t.epoch if t.step else 1.0
-        length = min(config.warmup * per_epoch, WARMUP_SHARE * t.total)
+        length = min(config.warmup * t.per_epoch, WARMUP_SHARE * t.total)
         grown = min((t.step + 1) / max(length, 1.0), 1.0)
         loss = grown * (config.target * tckd + config.others * nckd)
         return Output(loss, {"target": tckd, "others": nckd}, {})

@@ -223,9 +223,8 @@ def teacher_temperature(
         end: Temperature after the ramp.
         delay: Epochs before the ramp begins.
     """
-    per_epoch = t.step / t.epoch if t.step else 1.0
-    length = min(warmup * per_epoch, RAMP_SHARE * t.total)
-    return ramp(t.step - delay * per_epoch, length, start, end)
+    length = min(warmup * t.per_epoch, RAMP_SHARE * t.total)
+    return ramp(t.step - delay * t.per_epoch, length, start, end)
 
 
 def resting(t: Progress, epochs: float) -> bool:
