@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from selfsame.data import Images
+from selfsame.report.document import document
 from selfsame.report.html import Html, join, tag
-from selfsame.report.page import document
 from selfsame.report.pictures import SIDE, show, thumbnails
 
 if TYPE_CHECKING:
