@@ -1,7 +1,8 @@
 """Checkpoints of sharded runs: every rank writes its part, any number of ranks reads them.
 
 In the place of ``state.pt`` a checkpoint then holds what torch.distributed.checkpoint writes. Names
-are those of parameters, so that a run may go on with whole weights, and on one process.
+are those of parameters, so that a run may go on with whole weights, and on one process; whole
+weights are spread again when they are read.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfsame import checkpoint, dist
-from selfsame.errors import RunError
 from selfsame.files import damage, reason, temporary_of
 
 INDEX = ".metadata"
@@ -55,17 +56,17 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | No
 
     Raises:
         Damaged: a file is not what was written.
-        RunError: it has whole weights, and the method is sharded; or it is of another format.
+        RunError: it is of another format.
     """
     if is_one(path):
         load(path, method, optimizer)
-    elif hasattr(method, "unshard"):
-        raise RunError(f"{path} has whole weights", tip="continue the run with --parallel ddp")
     else:
-        state = checkpoint.load(path)
-        method.load_state_dict(state["method"])
+        state, own = checkpoint.load(path), method.state_dict()
+        method.load_state_dict({k: _part(x, own.get(k)) for k, x in state["method"].items()})
         if optimizer is not None:
             optimizer.load_state_dict(state["optimizer"])
+            for parameter, fields in optimizer.state.items():
+                fields.update({k: _part(x, parameter) for k, x in fields.items()})
     return checkpoint.step_of(path)
 
 
@@ -111,6 +112,16 @@ def tensors_of(
             for field, x in optimizer.state.get(parameter, {}).items():
                 found[f"optimizer/{name}/{field}"] = x
     return found
+
+
+def _part(x: Any, like: Any) -> Any:
+    """This rank's part of a whole tensor where ``like`` is a sharded one of its shape; else x."""
+    if not hasattr(like, "placements") or getattr(x, "shape", None) != like.shape:
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = x.contiguous()  # fused optimisers want the layout of the parameter, not channels last
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _fill(optimizer: torch.optim.Optimizer) -> None:

@@ -198,7 +198,7 @@ def test_a_run_continues_on_another_number_of_processes(
 def test_a_sharded_run_continues_on_another_number_of_processes(
     tmp_path: Path, ranks: Ranks
 ) -> None:
-    """In parts on 2, in parts on 3, and whole on 1; half-way its encoder loads as any other.
+    """In parts on 2, in parts on 3, whole on 1, and in parts on 2; its encoder loads half-way.
 
     The losses were off by 1.1e-7 at the most. The head's last layer rests in the first epoch, so
     that the first checkpoint has no optimiser state of it.
@@ -210,13 +210,12 @@ def test_a_sharded_run_continues_on_another_number_of_processes(
     assert {file.suffix for file in newest.iterdir()} == {".distcp", ""}
     halfway = load(moved).embed(textures(4))
     ranks(go_on, "dinov2", moved, 7, 12, "fsdp", world=3, timeout=300)
-    go_on("dinov2", moved, 12, 12)
+    go_on("dinov2", moved, 10, 12)
+    ranks(go_on, "dinov2", moved, 12, 12, "fsdp", world=2, timeout=300)
     go_on("dinov2", stayed, 3, 12)
     torch.testing.assert_close(load(stayed).embed(textures(4)), halfway, rtol=1e-4, atol=1e-5)
     go_on("dinov2", stayed, 12, 12)
     assert losses(moved) == pytest.approx(losses(stayed), rel=5e-6)
-    with pytest.raises(AssertionError, match="has whole weights"):
-        ranks(go_on, "dinov2", stayed, 12, 12, "fsdp", world=2, timeout=300)
 
 
 def look(out: Path, kind: str) -> str:

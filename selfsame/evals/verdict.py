@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from selfsame.evals.faults import LOOKS, ROWS, Evidence, Row, slower
+from selfsame.evals.faults import LOOKS, ROWS, STD, Evidence, Row, slower
 from selfsame.recipe import Recipe
 
 SMALL = 0.1  # of the fall since the start: what a run that has come to rest may still move
@@ -130,8 +130,14 @@ def student(freedom: int) -> float:
 
 def _healthy(e: Evidence) -> str:
     last = e.last
-    return (
+    share = last["feature_std"] / last["feature_std_reference"]
+    said = (
         f"Not collapsed: RankMe {last['rankme']:.1f} of {min(last['dim'], last['images']):.0f} "
-        f"({e.first['rankme']:.1f} at the start), deviation "
-        f"{last['feature_std'] / last['feature_std_reference']:.2f} of 1/sqrt(d)."
+        f"({e.first['rankme']:.1f} at the start), deviation {share:.2f} of 1/sqrt(d)."
     )
+    if share < STD:
+        said += (
+            f" All features share a large part, but {last['view_match']:.0%} of the images find "
+            "their other view: subtract the mean before you compare them by cosine."
+        )
+    return said

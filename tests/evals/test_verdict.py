@@ -11,6 +11,7 @@ import pytest
 from helpers import textures, tiny_recipe
 from planted import CASES
 
+from selfsame import methods
 from selfsame import plan as planning
 from selfsame.api import pretrain
 from selfsame.errors import DivergedError
@@ -188,6 +189,20 @@ def test_collapse_of_features_is_seen_without_any_word_of_the_method() -> None:
     assert (thin.state, thin.kind, thin.cause) == ("collapsed", "dimensional", None)
     assert "3.0 of 128" in thin.reason
     assert judged(flat, {"rankme": 18.0}).state != "collapsed"  # about as many as at the start
+
+
+def test_features_that_share_a_large_part_and_tell_images_apart_are_no_collapse() -> None:
+    """Of a method that paints what it does not see; numbers of a MAE on photos of 224 px."""
+    painter = methods.recipe("mae", "small", 32)
+    start = {**HEALTH, "step": 0, "view_match": 0.625}
+    for found, state in ((0.734, "plateaued"), (0.1, "collapsed")):
+        end = {**HEALTH, "step": 400, "feature_std": 0.0045, "view_match": found}
+        verdict = judge([start, end], rows_of(np.full(40, 1.0)), painter)
+        assert verdict.state == state
+    assert (
+        "subtract the mean"
+        in judge([start, {**end, "view_match": 0.734}], rows_of(np.full(40, 1.0)), painter).reason
+    )
 
 
 def test_few_images_of_a_probe_name_a_complete_collapse_alone() -> None:
