@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from selfsame.claims import CLAIMS, NOT_YET, find
 from selfsame.claims.claim import Claim, Quantity, cannot_use, means, read_entry, values
 from selfsame.claims.figure import figure
 from selfsame.files import atomic
+from selfsame.report.document import document
 from selfsame.report.html import Html, tag
 
 DOCS = Path("docs/claims")
@@ -129,9 +129,7 @@ def how(record: Mapping[str, Any]) -> str:
 
 def html(claim: Claim, record: Mapping[str, Any]) -> str:
     """The page of one claim: a file that loads nothing."""
-    style = (files("selfsame") / "report" / "style.css").read_text("utf-8")
-    rows = table(claim, record)
-    head, *body = rows
+    head, *body = table(claim, record)
     checks = [
         [
             check["words"],
@@ -165,26 +163,9 @@ def html(claim: Claim, record: Mapping[str, Any]) -> str:
         if claim.deviations
         else None,
         tag("pre", f"selfsame claim {claim.name} --budget {record['budget']}"),
-        tag("footer", tag("p", how(record), class_="muted small")),
+        tag("p", how(record), class_="muted small"),
     )
-    # the sheet is the project's own; of the figure, a page may be narrower than it is
-    sheet = tag("style", Html(style + ".f{max-width:100%;height:auto}"))
-    return (
-        "<!doctype html>\n"
-        + tag(
-            "html",
-            tag(
-                "head",
-                tag("meta", charset="utf-8"),
-                tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                tag("title", f"{claim.name}: {record['verdict']}"),
-                sheet,
-            ),
-            tag("body", content),
-            lang="en",
-        )
-        + "\n"
-    )
+    return document(f"{claim.name}: {record['verdict']}", content)
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Html:
