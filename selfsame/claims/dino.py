@@ -114,7 +114,7 @@ CLAIM = Claim(
             "0.366 and 0.187: 0.18 apart (0.26, 0.19, 0.08)",
         ),
     ),
-    steps={"fast": 200, "full": 2000},
+    steps={"fast": 300, "full": 2000},
     panels=(
         Curves("entropy", "teacher's entropy / ln K", {"uniform": 1.0, "one prototype": 0.0}),
         Curves("divergence", "KL of student from teacher, nats", {"no information": 0.0}),
