@@ -15,6 +15,7 @@ from selfsame import plan as planning
 from selfsame.api import Result, pretrain
 from selfsame.claims.claim import Setting
 from selfsame.data import Labelled
+from selfsame.data.arrays import ArraySource
 from selfsame.data.sample import SIDE, sample
 from selfsame.encoder import Encoder
 from selfsame.evals.features import bank
@@ -119,6 +120,13 @@ def learn(recipe: Recipe, setting: Setting, data: Source | None = None) -> Learn
 def neighbours(encoder: Encoder) -> float:
     """Accuracy of 20 nearest neighbours on the 2,000 test images, in [0, 1]."""
     return float(knn(*bank(encoder, images()), ks=(20,))["knn"])
+
+
+def first(source: Source, count: int) -> Source:
+    """The first images of a source that is in memory, as the sample is."""
+    assert isinstance(source, ArraySource)
+    labels = None if source.labels is None else source.labels[:count]
+    return ArraySource(source.images[:count], labels, source.classes, source.title)
 
 
 @torch.inference_mode()
