@@ -40,7 +40,7 @@ def arm(method: str, depth: int, setting: Setting) -> Found:
         f"backbone.options.width={WIDTH}",
         "backbone.options.zero_init=false",  # a plain block that ends in zero is silent
         "method.classes=10",
-        "batch_size=64",
+        "batch_size=32",
     )
     learnt = learn(small(method, network, like="supervised"), setting)
     said, label = scores(learnt.result.encoder, first(images().train, IMAGES))
@@ -81,9 +81,9 @@ CLAIM = Claim(
     arxiv="1512.03385",
     says="without shortcuts a deeper network has the higher training error; with them it has not",
     source="figure 4 and table 2",
-    experiment=f"ResNets of {SHALLOW} and {DEEP} layers learn the ten classes, with their shortcuts "
-    "and without, for as many steps, from the same weights, images and crops. Watched is the loss "
-    "on the training images themselves: a matter of optimisation and not of overfitting.",
+    experiment=f"ResNets of {SHALLOW} and {DEEP} layers learn the ten classes, with and without "
+    "their shortcuts, for as many steps, from the same weights, images and crops. Watched is the "
+    "loss on training images themselves: a matter of optimisation and not of overfitting.",
     data=DATA,
     file="selfsame/backbones/resnet.py",
     arms={
