@@ -55,3 +55,19 @@ def test_its_name_says_what_it_can_and_options_follow_the_images() -> None:
     assert backbones.abilities("mixer_base") == Mixer.can
     assert backbones.default_options("mixer_base", 32) == {"patch": 4}
     assert backbones.shared_options("mixer_small", "mixer_base", {"patch": 4}) == {}
+
+
+def test_patches_in_another_order_ask_for_no_more_than_other_weights() -> None:
+    """Section 3.4: what a Mixer can learn does not depend on the order of the patches."""
+    torch.manual_seed(0)
+    network = Mixer(image_size=8, patch=2, width=12, depth=2).eval()
+    x, order = torch.randn(3, 3, 8, 8), torch.randperm(16)
+    patches = x.unfold(2, 2, 2).unfold(3, 2, 2).flatten(2, 3)[:, :, order]  # [B, C, N, 2, 2]
+    shuffled = patches.unflatten(2, (4, 4)).transpose(3, 4).flatten(4).flatten(2, 3)
+    before = network(x).pooled
+    for block in network.blocks():
+        mlp = block.mlp_tokens
+        for p, dim in ((mlp.fc1.weight, 1), (mlp.fc2.weight, 0), (mlp.fc2.bias, 0)):
+            p.data = p.data.index_select(dim, order)
+    torch.testing.assert_close(network(shuffled).pooled, before, rtol=1e-5, atol=1e-5)
+    assert (network(x).pooled - before).abs().max() > 1e-3
