@@ -147,7 +147,7 @@ CLAIM = Claim(
             "",
         ),
     ),
-    steps={"fast": 300, "full": 3000},
+    steps={"fast": 200, "full": 3000},
     panels=(Bars("accuracy", "test digits right, %", 1, 100, {"chance": 10.0}),),
     seen=seen,
     reason="digits are easy, and a network that looks at all pixels does without neighbours",
