@@ -19,6 +19,7 @@ from selfsame.claims.training import (
 LABELS = 1000
 TRANSFORMER = (  # as MAE's recipe has it: the mean of the tokens, fixed positions
     *VIT,
+    "backbone.options.patch=8",
     "backbone.options.pool=mean",
     "backbone.options.positions=mae",
     "backbone.options.init=xavier",
@@ -106,6 +107,6 @@ CLAIM = Claim(
     deviations=(
         f"{LABELS:,} images of CIFAR-10 in the place of millions",
         "MAE in the place of the paper's own prediction of patches (their mean colour)",
-        "a ViT of 4 blocks 96 wide, a ResNet of 10 layers from 16 channels on",
+        "a ViT of 4 blocks 96 wide with 16 patches, a ResNet of 10 layers from 16 channels on",
     ),
 )
