@@ -96,8 +96,8 @@ def seen(mean: Numbers) -> str:
         f"in another view of the image it knows {both['views']:.2f} nats with both losses and "
         f"{images['views']:.2f} with that of images alone; with the loss of patches alone "
         f"{patches['views']:.2f}, worse than the frequencies of the prototypes, though it is best "
-        f"at hidden patches ({patches['patches']:.2f} nats): they do not teach the class token what "
-        "two views of an image share."
+        f"at hidden patches ({patches['patches']:.2f} nats): they do not teach the class token "
+        "what two views of an image share."
     )
 
 
