@@ -127,14 +127,14 @@ CLAIM = Claim(
         Check(
             "hidden patches, nats more than with the loss of images alone",
             lambda n: n["both losses"]["patches"] - n["images only"]["patches"],
-            0.2,
-            "",
+            0.17,
+            "0.36 and 0.02: 0.34 apart (0.29, 0.35, 0.37)",
         ),
         Check(
             "the other view, nats more than with the loss of patches alone",
             lambda n: n["both losses"]["views"] - n["patches only"]["views"],
-            0.2,
-            "",
+            0.27,
+            "0.07 and -0.48: 0.55 apart (0.43, 0.59, 0.61)",
         ),
     ),
     steps={"fast": 60, "full": 2000},
