@@ -45,8 +45,9 @@ def seen(mean: Numbers) -> str:
         "In both the targets say little of an image, and the student diverges the less from them: "
         f"by {centre['divergence']:.3f} and {sharp['divergence']:.3f} nats. With both the entropy "
         f"is {100 * both['entropy']:.1f} %, and the divergence stays at {both['divergence']:.2f} "
-        f"nats. Nearest neighbours hardly tell the three apart after so few steps ({100 * both['knn']:.1f} %, {100 * centre['knn']:.1f} % and "
-        f"{100 * sharp['knn']:.1f} % of the test images): a collapse of the targets comes first, "
+        "nats. Nearest neighbours hardly tell the three apart after so few steps "
+        f"({100 * both['knn']:.1f} %, {100 * centre['knn']:.1f} % and {100 * sharp['knn']:.1f} % "
+        "of the test images): a collapse of the targets comes first, "
         "and features that learn nothing more follow from it."
     )
 
