@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from functools import partial
+from typing import cast
 
 import torch
 
 from selfsame import machine
-from selfsame.backbones.vit import keep_tokens
+from selfsame.backbones.vit import ViT, keep_tokens
 from selfsame.claims.claim import Arm, Bars, Check, Claim, Curves, Found, Numbers, Quantity, Setting
 from selfsame.claims.training import DATA, VIT, Learnt, device_of, fresh_views, learn, small
 from selfsame.methods.data2vec2 import Data2Vec2, make_targets
@@ -38,11 +39,11 @@ def explained(learnt: Learnt) -> float:
     """Share of the variance of hidden tokens' targets that the student predicts, at most 1."""
     method = learnt.method().eval()
     assert isinstance(method, Data2Vec2)
-    config = method.config
+    config, teacher = method.config, cast(ViT, method.teacher)
     method.config = config.model_copy(update={"masks": 1})
     views = fresh_views(learnt.plan, method, IMAGES)
     x, keep, hidden = views["global"][0], views["keep"][0, :, 0], views["hidden"][0, :, 0]
-    y = make_targets(method.teacher.feed_forwards(x, config.layers))
+    y = make_targets(teacher.feed_forwards(x, config.layers))
     seen = method.backbone(x, keep=keep)
     filled = torch.zeros_like(y).scatter(1, keep[..., None].expand_as(seen.tokens), seen.tokens)
     error = keep_tokens(method.decoder(filled, seen.grid) - y, hidden).square().mean()

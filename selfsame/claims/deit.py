@@ -47,12 +47,13 @@ class Student(nn.Module):
     def cosines(self, x: Tensor) -> list[float]:
         """Mean cosine of the two tokens of an image after each block, through the last norm."""
         found = self.backbone.layers(as_images(x), DEPTH)
-        return [float(F.cosine_similarity(*each.pooled.chunk(2, dim=1)).mean()) for each in found]
+        pairs = [each.pooled.chunk(2, dim=1) for each in found]
+        return [float(F.cosine_similarity(first, second).mean()) for first, second in pairs]
 
 
 def as_images(x: Tensor) -> Tensor:
     """Pixels [n, 64] -> [n, 1, 8, 8]."""
-    return x.unflatten(1, (1, SIDE, SIDE))
+    return x.view(-1, 1, SIDE, SIDE)
 
 
 def arm(distilled: bool, setting: Setting) -> Found:
@@ -81,7 +82,8 @@ def arm(distilled: bool, setting: Setting) -> Found:
             hard_loss(second, said[b]) if distilled else F.cross_entropy(second, data.train_y[b])
         )
         optimizer.zero_grad()
-        ((F.cross_entropy(first, data.train_y[b]) + other) / 2).backward()
+        loss = (F.cross_entropy(first, data.train_y[b]) + other) / 2
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if (step + 1) % (setting.steps // POINTS) == 0:
             curve.append((step + 1.0, student.cosines(data.test_x)[-1]))

@@ -37,7 +37,7 @@ class Classified(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels [n, 64] -> logits [n, 10]."""
-        pooled: Tensor = self.backbone(x.unflatten(1, (1, SIDE, SIDE))).pooled
+        pooled: Tensor = self.backbone(x.view(-1, 1, SIDE, SIDE)).pooled
         return self.head(pooled)  # type: ignore[no-any-return]
 
 
@@ -92,10 +92,9 @@ def orders() -> tuple[Tensor, Tensor]:
 def shuffle(x: Tensor) -> Tensor:
     """Pixels [n, 64] with their patches in another order, and the pixels of each: one for all."""
     (patches, pixels), rows = orders(), SIDE // PATCH
-    x = x.unflatten(1, (rows, PATCH, rows, PATCH)).transpose(2, 3).flatten(3).flatten(1, 2)
+    x = x.view(-1, rows, PATCH, rows, PATCH).transpose(2, 3).reshape(-1, rows**2, PATCH**2)
     x = x[:, patches][:, :, pixels]
-    x = x.unflatten(2, (PATCH, PATCH)).unflatten(1, (rows, rows))
-    return x.transpose(2, 3).flatten(1)
+    return x.view(-1, rows, rows, PATCH, PATCH).transpose(2, 3).reshape(-1, SIDE**2)
 
 
 @torch.no_grad()
