@@ -94,7 +94,7 @@ def shuffle(x: Tensor) -> Tensor:
     (patches, pixels), rows = orders(), SIDE // PATCH
     x = x.view(-1, rows, PATCH, rows, PATCH).transpose(2, 3).reshape(-1, rows**2, PATCH**2)
     x = x[:, patches][:, :, pixels]
-    return x.view(-1, rows, rows, PATCH, PATCH).transpose(2, 3).reshape(-1, SIDE**2)
+    return x.reshape(-1, rows, rows, PATCH, PATCH).transpose(2, 3).reshape(-1, SIDE**2)
 
 
 @torch.no_grad()
@@ -128,8 +128,8 @@ def seen(mean: Numbers) -> str:
         f"{right['Mixer, rearranged']:.1f} % of those right, the same ones, so whatever it can "
         "learn from digits it can learn from shuffled ones. Learning from shuffled digits itself "
         f"gives {right['Mixer, shuffled']:.1f} %. A ResNet, whose kernels look at neighbours, goes "
-        f"from {right['ResNet']:.1f} % to {right['ResNet, shuffled']:.1f} %: on so small images, "
-        "little more than chance makes of the seeds."
+        f"from {right['ResNet']:.1f} % to {right['ResNet, shuffled']:.1f} %: on images so small "
+        "hardly more than seeds differ."
     )
 
 
