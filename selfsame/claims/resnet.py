@@ -131,6 +131,7 @@ CLAIM = Claim(
         Bars("accuracy", "training images right, %", 1, 100, {"chance": 10.0}),
     ),
     seen=seen,
-    reason="so few steps show the start alone, where the deeper network is behind with shortcuts, too",
+    reason="so few steps show the start alone, where the deeper network is behind with "
+    "shortcuts, too",
     deviations=(f"channels from {WIDTH} on in the place of 64, images of 32 px", "AdamW, no decay"),
 )
