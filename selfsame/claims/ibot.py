@@ -46,27 +46,21 @@ def known(learnt: Learnt) -> dict[str, float]:
     views = fresh_views(learnt.plan, method, IMAGES)
     (x, other), mask = views["global"], views["mask"][0]
     places = masked_places(mask)
-    token = method.mask_token[0]
-    teacher, head = method.teacher(x), method.teacher_head
+    student, teacher = method.backbone(x, replace=(mask, method.mask_token[0])), method.teacher(x)
+    head, teacher_head = method.head, method.teacher_head
 
-    hidden = method.backbone(x, replace=(mask, token)).tokens.flatten(0, 1)[places]
-    s = method.head.patches(method.head.embed(hidden))
-    logits = head.patches(head.embed(teacher.tokens.flatten(0, 1)[places]))
+    s = head.patches(head.embed(student.tokens.flatten(0, 1)[places]))
+    logits = teacher_head.patches(teacher_head.embed(teacher.tokens.flatten(0, 1)[places]))
     p = teacher_probabilities(logits, method.patch_center, config.teacher_patch_temperature)
     patches = told(p, s, config.student_temperature)
 
-    s = method.head(method.backbone(other).pooled)
-    p = teacher_probabilities(head(teacher.pooled), method.center, config.teacher_temperature)
+    s, logits = head(method.backbone(other).pooled), teacher_head(teacher.pooled)
+    p = teacher_probabilities(logits, method.center, config.teacher_temperature)
     whole = told(p, s, config.student_temperature)
-    return {
-        "patches": patches[0],
-        "patches_agree": patches[1],
-        "views": whole[0],
-        "views_agree": whole[1],
-    }
+    return {"patches": patches, "views": whole}
 
 
-def told(p: Tensor, student: Tensor, temperature: float) -> tuple[float, float]:
+def told(p: Tensor, student: Tensor, temperature: float) -> float:
     """What of the targets a student knows, in nats: H of their mean less the cross-entropy.
 
     One that knows how frequent each prototype is and nothing else has 0, one that does not know
@@ -76,13 +70,9 @@ def told(p: Tensor, student: Tensor, temperature: float) -> tuple[float, float]:
         p: [n, K] probabilities of the teacher.
         student: [n, K] logits.
         temperature: the student's.
-
-    Returns:
-        Nats, and the share of targets whose largest prototype is the student's.
     """
     loss = -(p * log_softmax(student, temperature)).sum(-1).mean()
-    agreement = (p.argmax(1) == student.argmax(1)).float().mean()
-    return float(entropy(p.mean(0)) - loss), float(agreement)
+    return float(entropy(p.mean(0)) - loss)
 
 
 def seen(mean: Numbers) -> str:
