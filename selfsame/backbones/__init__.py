@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsame.backbones import transformers
+from selfsame.backbones.mixer import MIXERS, Mixer
 from selfsame.backbones.resnet import DEPTHS, IMAGENET, ResNet
 from selfsame.backbones.vit import SIZES, Replace, ViT, keep_tokens
 from selfsame.errors import UsageError, unknown
@@ -50,7 +51,7 @@ def build(
     """Build a backbone with its classifier removed.
 
     Args:
-        name: a ResNet or ViT of ours (``resnet18``, ``vit_small``), ``timm/NAME``,
+        name: a ResNet, ViT or Mixer of ours (``resnet18``, ``vit_small``), ``timm/NAME``,
             ``torchvision/NAME``, or a bare name, which is looked up in that order;
             ``transformers/NAME``; or a module of the user's own, which ``wrap`` takes.
         image_size: side of the largest view, pixels: networks with position embeddings need it.
@@ -85,6 +86,9 @@ def _named(
         return _resnet(model, channels, kwargs)
     if not library and not pretrained and model in SIZES:
         return _vit(model, image_size, channels, kwargs)
+    if not library and not pretrained and model in MIXERS:
+        _check(name, kwargs, Mixer, {})
+        return Mixer(name, image_size=image_size, channels=channels, **kwargs)
     if not library:
         library = library_of(model)
     stem = kwargs.pop("stem", None)
@@ -120,6 +124,8 @@ def abilities(name: str) -> frozenset[str] | None:
         return ResNet.can
     if not library and model in SIZES:
         return ViT.can
+    if not library and model in MIXERS:
+        return Mixer.can
     if library == "torchvision" or name.startswith(("module:", transformers.PREFIX)):
         return None
     return WrappedViT.can if _is_plain_vit(model) else frozenset({"tokens", "stages"})
@@ -161,13 +167,13 @@ def own_size(name: str) -> int | None:
 def default_options(name: str, image_size: int) -> dict[str, int | str]:
     """Options that images of this size ask for, and that the user may set.
 
-    The CIFAR stem of a ResNet at 64 px or less; for our ViTs the largest patch up to 16 px that
-    divides the image into 7 x 7 tokens or more.
+    The CIFAR stem of a ResNet at 64 px or less; for our ViTs and Mixers the largest patch up to
+    16 px that divides the image into 7 x 7 tokens or more.
     """
     library, _, model = name.rpartition("/")
     if image_size <= SMALL_IMAGE and model.split(".")[0] in DEPTHS:
         return {"stem": "cifar"}
-    if not library and model in SIZES:
+    if not library and (model in SIZES or model in MIXERS):
         fitting = [p for p in (2, 4, 7, 8, 14) if image_size % p == 0 and image_size >= 7 * p]
         return {
             "patch": 16 if image_size % 16 == 0 and image_size >= 112 else max(fitting, default=1)
@@ -178,9 +184,9 @@ def default_options(name: str, image_size: int) -> dict[str, int | str]:
 def shared_options(old: str, new: str, options: Options) -> dict[str, bool | int | float | str]:
     """What stays of a recipe's options when its network ``old`` gives way to ``new``.
 
-    Among our ResNets, and among our ViTs, all but the sizes, which the name says; else nothing.
+    Among our ResNets, ViTs or Mixers, all but the sizes, which the name says; else nothing.
     """
-    related = any(old in family and new in family for family in (DEPTHS, SIZES))
+    related = any(old in family and new in family for family in (DEPTHS, SIZES, MIXERS))
     sizes = ("width", "depth", "heads", "patch")
     return {key: value for key, value in options.items() if related and key not in sizes}
 
@@ -411,7 +417,7 @@ def library_of(name: str) -> str:
     tv = list_models()
     if name in tv:
         return "torchvision"
-    raise _unknown(name, [*DEPTHS, *SIZES, *timm.list_models(), *tv])
+    raise _unknown(name, [*DEPTHS, *SIZES, *MIXERS, *timm.list_models(), *tv])
 
 
 def _unknown(name: str, legal: Iterable[str]) -> UsageError:

@@ -41,13 +41,13 @@ def seen(mean: Numbers) -> str:
     return (
         f"With centring alone the teacher's entropy is {100 * centre['entropy']:.1f} % of ln K: "
         "its targets say the same of every prototype. With sharpening alone it is "
-        f"{100 * sharp['entropy']:.1f} %: one prototype gets all images. In both the divergence of "
-        f"the student from the teacher goes towards nothing ({centre['divergence']:.3f} and "
-        f"{sharp['divergence']:.3f} nats): the targets hardly depend on the image. With both the "
-        f"entropy is {100 * both['entropy']:.1f} %, and the divergence stays at "
-        f"{both['divergence']:.2f}. Nearest neighbours hardly tell the three apart after so few "
-        f"steps ({100 * both['knn']:.1f} %, {100 * centre['knn']:.1f} % and "
-        f"{100 * sharp['knn']:.1f} % of the test images): a collapse of the targets comes first, "
+        f"{100 * sharp['entropy']:.1f} %: each target is all but one prototype. "
+        "In both the targets say little of an image, and the student diverges the less from them: "
+        f"by {centre['divergence']:.3f} and {sharp['divergence']:.3f} nats. With both the entropy "
+        f"is {100 * both['entropy']:.1f} %, and the divergence stays at {both['divergence']:.2f} "
+        "nats. Nearest neighbours hardly tell the three apart after so few steps "
+        f"({100 * both['knn']:.1f} %, {100 * centre['knn']:.1f} % and {100 * sharp['knn']:.1f} % "
+        "of the test images): a collapse of the targets comes first, "
         "and features that learn nothing more follow from it."
     )
 
@@ -79,7 +79,7 @@ CLAIM = Claim(
             "with both the entropy stays below what centring alone has",
             lambda n: n["both"]["entropy"],
             0.95,
-            "0.899 with both (0.886 to 0.905), 0.998 with centring only, of three seeds",
+            "0.883 with both (0.858 to 0.897), 0.999 with centring only, of three seeds",
             above=False,
         ),
         Check(
@@ -92,7 +92,7 @@ CLAIM = Claim(
             "with both the entropy stays above what sharpening alone has",
             lambda n: n["both"]["entropy"],
             0.5,
-            "0.899 with both, 0.086 with sharpening only (0.019 to 0.159)",
+            "0.883 with both, 0.043 with sharpening only (0.000, 0.053, 0.075)",
         ),
         Check(
             "sharpening only: the entropy goes to 0",
@@ -104,23 +104,24 @@ CLAIM = Claim(
         Check(
             "the divergence is larger with both than with centring only, nats",
             lambda n: n["both"]["divergence"] - n["centring only"]["divergence"],
-            0.18,
-            "0.366 and 0.009: 0.36 apart",
+            0.185,
+            "0.375 and 0.004: 0.37 apart",
         ),
         Check(
             "the divergence is larger with both than with sharpening only, nats",
             lambda n: n["both"]["divergence"] - n["sharpening only"]["divergence"],
-            0.09,
-            "0.366 and 0.187: 0.18 apart (0.26, 0.19, 0.08)",
+            0.116,
+            "0.375 and 0.142: 0.23 apart (0.34, 0.27, 0.08)",
         ),
     ),
-    steps={"fast": 200, "full": 2000},
+    steps={"fast": 300, "full": 2000},
     panels=(
         Curves("entropy", "teacher's entropy / ln K", {"uniform": 1.0, "one prototype": 0.0}),
         Curves("divergence", "KL of student from teacher, nats", {"no information": 0.0}),
         Bars("knn", "kNN, % right", 1, 100, {"chance": 10.0}),
     ),
     seen=seen,
-    reason="the collapse onto one prototype has begun and is not complete after so few steps",
+    reason="with one seed of three the targets of sharpening alone still tell images apart when "
+    "the learning rate has come to nothing: the collapse stops half-way",
     deviations=("two global crops and no local ones", f"K = {OUTPUTS}, a ResNet of 10 layers"),
 )

@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 300, 190  # of a panel's drawing, pixels
 LEFT, TOP, GAP, BOTTOM = 48, 34, 26, 34  # around it
 COLUMNS = 3  # panels in a row
 LEGEND = 30  # height of the row above the panels
+ROW = 20  # height of each further row of the legend
 LETTER = 6.6  # pixels: the mean width of a letter at 12 px
 
 STYLE = Html(
@@ -42,18 +43,20 @@ def figure(claim: Claim, record: Mapping[str, Any]) -> Html:
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     across, down = LEFT + WIDTH + GAP, TOP + HEIGHT + BOTTOM
-    width, height = columns * across + GAP, LEGEND + rows * down
+    width = columns * across + GAP
+    legend, top = _legend(arms, width)
+    height = top + rows * down
     panels = []
     for position, panel in enumerate(claim.panels):
         row, column = divmod(position, columns)
-        x, y = column * across + LEFT, LEGEND + row * down + TOP
+        x, y = column * across + LEFT, top + row * down + TOP
         panels.append(tag("g", _panel(panel, record, arms), transform=f"translate({x} {y})"))
     return tag(
         "svg",
         tag("title", f"{claim.paper}: {claim.says}"),
         tag("style", STYLE),
         tag("rect", width=width, height=height, class_="page"),
-        _legend(arms),
+        legend,
         *panels,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {width} {height}",
@@ -64,13 +67,20 @@ def figure(claim: Claim, record: Mapping[str, Any]) -> Html:
     )
 
 
-def _legend(arms: Sequence[str]) -> Html:
-    entries, x = [], float(LEFT)
+def _legend(arms: Sequence[str], width: float) -> tuple[Html, int]:
+    """A coloured entry for each arm, in as many rows as they take, and the height of all."""
+    entries, x, row = [], float(LEFT), 0
     for number, arm in enumerate(arms):
-        entries.append(tag("rect", x=_n(x), y=11, width=14, height=9, rx=2, style=_fill(number)))
-        entries.append(tag("text", arm, x=_n(x + 20), y=20, class_="value"))
-        x += 20 + LETTER * len(arm) + 24
-    return join(entries)
+        long = 20 + LETTER * len(arm)
+        if x > LEFT and x + long > width:
+            x, row = float(LEFT), row + 1
+        y = ROW * row
+        entries.append(
+            tag("rect", x=_n(x), y=y + 11, width=14, height=9, rx=2, style=_fill(number))
+        )
+        entries.append(tag("text", arm, x=_n(x + 20), y=y + 20, class_="value"))
+        x += long + 24
+    return join(entries), LEGEND + ROW * row
 
 
 def _panel(panel: Curves | Bars | Picture, record: Mapping[str, Any], arms: Sequence[str]) -> Html:

@@ -225,10 +225,11 @@ def documents(out: Path) -> dict[str, str]:
 def _section(claim: Claim, record: Mapping[str, Any] | None) -> str:
     """One paper on the page of all."""
     source = f"[selfsame/claims/{claim.name}.py](../../selfsame/claims/{claim.name}.py)"
+    what = "network" if claim.file.startswith("selfsame/backbones/") else "method"
     lines = [
         f"\n## {claim.name}\n",
         f"{claim.paper}, [arXiv {claim.arxiv}]({ARXIV}{claim.arxiv}); {claim.source}. "
-        f"The method is [{claim.file}](../../{claim.file}), the experiment {source}.\n",
+        f"The {what} is [{claim.file}](../../{claim.file}), the experiment {source}.\n",
         f"**Claim.** {claim.says[0].upper()}{claim.says[1:]}.\n",
         f"**Experiment.** {claim.experiment}",
     ]

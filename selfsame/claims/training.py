@@ -8,12 +8,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from selfsame import checkpoint, machine, methods
 from selfsame import plan as planning
 from selfsame.api import Result, pretrain
 from selfsame.claims.claim import Setting
 from selfsame.data import Labelled
+from selfsame.data.arrays import ArraySource
 from selfsame.data.sample import SIDE, sample
 from selfsame.encoder import Encoder
 from selfsame.evals.features import bank
@@ -21,7 +23,7 @@ from selfsame.evals.knn import knn
 from selfsame.plan import Choices, Plan
 from selfsame.recipe import Recipe, with_settings
 from selfsame.run import RunDirectory
-from selfsame.types import Method
+from selfsame.types import Method, Source
 
 DATA = "CIFAR-10 sample that ships with selfsame: 8,000 training and 2,000 test images of 32 px"
 RESNET = (
@@ -84,15 +86,20 @@ def small(method: str, network: Sequence[str], *settings: str, like: str | None 
     return with_settings(recipe.model_copy(update={"method": config}), [*network, *settings])
 
 
-def learn(recipe: Recipe, setting: Setting) -> Learnt:
+def learn(recipe: Recipe, setting: Setting, data: Source | None = None) -> Learnt:
     """Train to the last step; what was stopped continues.
+
+    Args:
+        recipe: of what; its length and seed are the setting's.
+        setting: of the arm.
+        data: to learn from; by default the training images that ship with selfsame.
 
     Raises:
         KeyboardInterrupt: a signal stopped it.
     """
     fixed = (f"steps={setting.steps}", f"seed={setting.seed}")
     recipe = with_settings(recipe, fixed)
-    data, name = images().train, recipe.method.name
+    data, name = images().train if data is None else data, recipe.method.name
     result = pretrain(
         name,
         data,
@@ -113,6 +120,28 @@ def learn(recipe: Recipe, setting: Setting) -> Learnt:
 def neighbours(encoder: Encoder) -> float:
     """Accuracy of 20 nearest neighbours on the 2,000 test images, in [0, 1]."""
     return float(knn(*bank(encoder, images()), ks=(20,))["knn"])
+
+
+def first(source: Source, count: int) -> Source:
+    """The first images of a source that is in memory, as the sample is."""
+    assert isinstance(source, ArraySource)
+    labels = None if source.labels is None else source.labels[:count]
+    return ArraySource(source.images[:count], labels, source.classes, source.title)
+
+
+@torch.inference_mode()
+def scores(encoder: Encoder, source: Source) -> tuple[Tensor, Tensor]:
+    """What the encoder's own classifier says: scores, float32 [N, K], and labels, int64 [N]."""
+    with encoder.open(source) as opened:
+        batches = list(opened.readable(250))
+        said = [encoder.scores(batch.images, batch.sizes).cpu() for batch in batches]
+    return torch.cat(said), torch.cat([batch.label for batch in batches if batch.label is not None])
+
+
+def classified(encoder: Encoder, source: Source) -> float:
+    """Share of the images that the encoder's own classifier has right, in [0, 1]."""
+    said, label = scores(encoder, source)
+    return float((said.argmax(1) == label).float().mean())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfsame import claims
 from selfsame.claims import CLAIMS, NOT_YET, page
@@ -34,6 +35,7 @@ from selfsame.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 OWN = {"supervised", "distill"}  # methods that are no paper's
+NO_METHODS = {"lars", "resnet", "vit", "mixer"}  # papers of an optimiser and of networks
 
 
 def made(ran: list[tuple[str, int]], *, control: float = 0.0, broken: float = 1.0) -> Claim:
@@ -150,7 +152,7 @@ def test_every_paper_of_the_table_is_claimed_or_listed() -> None:
     papers = set(METHODS) - OWN
     assert papers <= set(CLAIMS) | set(NOT_YET)
     assert not set(CLAIMS) & set(NOT_YET)
-    assert set(CLAIMS) | set(NOT_YET) <= papers | {"lars"}
+    assert set(CLAIMS) | set(NOT_YET) <= papers | NO_METHODS
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -253,3 +255,16 @@ def test_one_claim_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "svg" in (tmp_path / "lars.html").read_text("utf-8")
     assert main(["claim", "list", "--out", str(tmp_path)]) == 0
     assert f"shown ({record['date']}, " in capsys.readouterr().out
+
+
+def test_shuffling_moves_whole_patches_alike_in_all_images() -> None:
+    from selfsame.claims.mixer import shuffle
+
+    x = torch.arange(64.0).expand(3, 64)  # each pixel is its own place
+    found = shuffle(x)
+    assert torch.equal(found[0], found[2])
+    assert sorted(found[0].tolist()) == list(range(64))
+    assert not torch.equal(found[0], x[0])
+    patches = found[0].view(4, 2, 4, 2).transpose(1, 2).reshape(16, 4)
+    whole = x[0].view(4, 2, 4, 2).transpose(1, 2).reshape(16, 4)
+    assert {frozenset(p.tolist()) for p in patches} == {frozenset(p.tolist()) for p in whole}

@@ -17,6 +17,7 @@ OWN = [
     ("resnet50", 32, {"stem": "cifar", "width": 8}),
     ("vit_tiny", 32, {"patch": 4, "depth": 2}),
     ("vit_tiny", 32, {"patch": 8, "depth": 2, "pool": "mean", "pre_norm": False}),
+    ("mixer_small", 32, {"patch": 8, "depth": 2, "width": 32}),
 ]
 # one of each shape of timm's features: tokens with a class token, NCHW maps, NHWC maps
 TIMM = [
