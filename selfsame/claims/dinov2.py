@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from selfsame.claims.claim import Arm, Bars, Check, Claim, Curves, Found, Numbers, Quantity, Setting
 from selfsame.claims.training import DATA, VIT, images, learn, small
+from selfsame.evals.health import uniform
 from selfsame.evals.subject import Subject
 from selfsame.methods.dinov2 import nearest
 from selfsame.nn.precision import unit
@@ -24,19 +22,11 @@ def arm(weight: float, setting: Setting) -> Found:
     other = nearest(x)
     numbers = {
         "distance": float((x - x[other]).norm(dim=1).mean()),
-        "uniformity": uniformity(x),
+        "uniformity": float(uniform(x)),
         "koleo": learnt.late("koleo"),
         "right": float((label == label[other]).float().mean()),
     }
     return Found(numbers, {"koleo": learnt.curve("koleo")})
-
-
-def uniformity(x: Tensor) -> float:
-    """``log mean exp(-2 |x_i - x_j|^2)`` over pairs of unit vectors [N, D]: lower is more even.
-
-    Wang and Isola, arXiv 2005.10242, section 4.1.2.
-    """
-    return float(torch.pdist(x).square().mul(-2).exp().mean().log())
 
 
 def seen(mean: Numbers) -> str:
