@@ -21,6 +21,7 @@ NAMES = (
     "simclr",
     "kd",
     "dkd",
+    "fitnets",
     "attention_transfer",
     "rkd",
     "crd",
@@ -39,7 +40,6 @@ NOT_YET: dict[str, tuple[str, str]] = {
     "ibot": ("2111.07832", "learning masked patches' tokens improves patch features"),
     "dinov2": ("2304.07193", "KoLeo spreads the features over the sphere"),
     "data2vec2": ("2212.07525", "one pass of the teacher serves many masks"),
-    "fitnets": ("1412.6550", "hints from a middle layer let thin deep students train"),
     "deit": ("2012.12877", "a token of its own for the teacher's hard labels helps a ViT"),
 }
 

@@ -50,6 +50,7 @@ class Perceptron(Backbone):
     Args:
         stages: widths of the layers of each stage.
         dropout: share of the hidden units that rest.
+        batchnorm: whether each layer has one.
         rectified: whether the features, too, go through a ReLU.
     """
 
@@ -58,7 +59,11 @@ class Perceptron(Backbone):
     norm = NORM
 
     def __init__(
-        self, *stages: Sequence[int], dropout: float = 0.0, rectified: bool = True
+        self,
+        *stages: Sequence[int],
+        dropout: float = 0.0,
+        batchnorm: bool = False,
+        rectified: bool = True,
     ) -> None:
         super().__init__()
         self.dim = stages[-1][-1]
@@ -67,7 +72,9 @@ class Perceptron(Backbone):
         for widths in stages:
             layers: list[nn.Module] = []
             for width in widths:
-                layers += [nn.Linear(before, width), nn.ReLU(), nn.Dropout(dropout)]
+                layers.append(nn.Linear(before, width))
+                layers += [nn.BatchNorm1d(width)] if batchnorm else []
+                layers += [nn.ReLU(), nn.Dropout(dropout)]
                 before = width
             self.parts.append(nn.Sequential(*layers))
         if not rectified:
