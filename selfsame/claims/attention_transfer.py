@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from selfsame.claims import digits
+from selfsame.claims import canvases, digits
+from selfsame.claims.canvases import COPIES, PIECES, SIDE
 from selfsame.claims.claim import (
     Arm,
     Bars,
@@ -24,26 +24,14 @@ from selfsame.claims.claim import (
     Quantity,
     Setting,
 )
-from selfsame.claims.students import Convolutions, image, learn, teach
+from selfsame.claims.students import Convolutions, learn, teach
 from selfsame.methods.attention_transfer import AttentionTransfer, Settings, attention
 from selfsame.nn.teacher import Teacher
 from selfsame.report.pictures import uri
 from selfsame.types import Output, Progress
 
-SIDE = 16  # of a canvas, pixels
-DIGIT = 8
-PIECES, PIECE = 3, 4  # of other digits, and their side in pixels
-COPIES = 8  # canvases of a digit
 LABELLED = 100  # digits that the student has
 BETA = 10.0
-
-
-class Canvases(NamedTuple):
-    """Digits somewhere among pieces of others."""
-
-    x: Tensor  # normalised, float32 [N, 1, S, S]
-    y: Tensor  # int64 [N]
-    where: Tensor  # float32 [N, S, S]: 1 where the digit is
 
 
 class Shuffled(AttentionTransfer):
@@ -56,50 +44,23 @@ class Shuffled(AttentionTransfer):
 
 
 @cache
-def canvases(test: bool) -> Canvases:
-    """`COPIES` canvases of each training or test digit, one set of all after the other."""
-    found = digits.digits()
-    x, y = (found.test_x, found.test_y) if test else (found.train_x, found.train_y)
-    generator = torch.Generator().manual_seed(int(test))
-    count = COPIES * len(x)
-    canvas, where = torch.zeros(2, count, SIDE, SIDE)
-    pieces = found.train_x.reshape(-1, DIGIT, DIGIT)
-
-    def below(most: int, *shape: int) -> Tensor:
-        return torch.randint(most, shape, generator=generator)
-
-    chosen, cut = below(len(pieces), count, PIECES), below(DIGIT - PIECE + 1, count, PIECES, 2)
-    put, at = below(SIDE - PIECE + 1, count, PIECES, 2), below(SIDE - DIGIT + 1, count, 2)
-    for i in range(count):
-        for which, (a, b), (c, d) in zip(
-            chosen[i].tolist(), cut[i].tolist(), put[i].tolist(), strict=True
-        ):
-            canvas[i, c : c + PIECE, d : d + PIECE] = pieces[which, a : a + PIECE, b : b + PIECE]
-        row, column = at[i].tolist()
-        box = (i, slice(row, row + DIGIT), slice(column, column + DIGIT))
-        canvas[box] = x[i % len(x)].reshape(DIGIT, DIGIT)
-        where[box] = 1
-    return Canvases(image(canvas, SIDE), y.repeat(COPIES), where)
-
-
-@cache
 def teacher(seed: int, steps: int) -> Teacher:
     """A network of four times the student's width that learnt all digits by their labels."""
     torch.manual_seed(seed)
-    data = canvases(test=False)
+    data = canvases.of(test=False)
     return teach(Convolutions(16, 32, 64), data.x, data.y, steps)
 
 
 def arm(method: type[AttentionTransfer], beta: float, setting: Setting) -> Found:
     """Train a student; how often it is right, and where it is active."""
-    theirs, data = teacher(setting.seed, setting.steps), canvases(test=False)
+    theirs, data = teacher(setting.seed, setting.steps), canvases.of(test=False)
     torch.manual_seed(setting.seed)
     few = torch.arange(len(data.x)).view(COPIES, -1)[:, :LABELLED].flatten()
     config = Settings(beta=beta, labels=1.0, classes=digits.CLASSES)
     student = method(config, Convolutions(8, 16, 16), theirs)
     curves = learn(student, data.x[few], data.y[few], setting.steps)
     assert student.classifier is not None
-    test = canvases(test=True)
+    test = canvases.of(test=True)
     with torch.no_grad():
         maps, features = student.backbone.stages(test.x)
         mine, hers = attention(maps[-1]), attention(theirs.backbone.stages(test.x)[0][-1])

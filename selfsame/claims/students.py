@@ -151,10 +151,10 @@ def learn(
 
     Args:
         method: what learns; it is in evaluation mode afterwards.
-        x: images, [N, 1, S, S].
+        x: images, [N, 1, S, S], or what ``views`` makes images of.
         y: labels, int64 [N], for methods that look at them.
         steps: of Adam.
-        views: images of a batch, [B, 1, S, S], to their views, [V, B, 1, S, S].
+        views: rows of ``x`` to their views, [V, B, 1, S, S]; by default the images themselves.
     """
     optimizer = torch.optim.Adam(method.parameters(), lr=RATE)
     method.train()
