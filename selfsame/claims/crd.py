@@ -94,7 +94,7 @@ CLAIM = Claim(
     arxiv="1910.10699",
     says="contrasting with the teacher's features transfers structure that matching its classes "
     "misses",
-    source="sections 1 and 4.1, figure 2, table 4",
+    source="section 1, and the transfer of representations in section 4",
     experiment="A perceptron learns whether a digit is odd. Students of "
     f"{WIDTH} features learn the same task: with CRD, with KD, or from labels alone. "
     "Then nearest neighbours among their features say which digit it is, which nobody was taught; "

@@ -57,12 +57,12 @@ def seen(mean: Numbers) -> str:
     soft, hard = mean["soft targets"], mean["labels"]
     return (
         f"A student of {DEPTH} layers of {WIDTH} units, without skips, is hard to train: after the "
-        f"same number of steps soft targets have brought it to {100 * soft['accuracy']:.1f} % of "
-        f"the test images, labels alone to {100 * hard['accuracy']:.1f} %. Where the first "
+        f"same number of steps soft targets have brought it to {100 * soft['accuracy']:.0f} % of "
+        f"the test images, labels alone to {100 * hard['accuracy']:.0f} %. Where the first "
         f"{100 * HINTS:.0f} % of the steps teach its lower half the teacher's middle layer, and "
         "the others the soft targets, it reaches "
-        f"{100 * first['accuracy']:.1f} %; with the hint beside the soft targets all along "
-        f"{100 * along['accuracy']:.1f} %. The cross-entropy with the labels is "
+        f"{100 * first['accuracy']:.0f} %; with the hint beside the soft targets all along "
+        f"{100 * along['accuracy']:.0f} %. The cross-entropy with the labels is "
         f"{first['loss']:.2f} and {along['loss']:.2f} at the end, with soft targets alone "
         f"{soft['loss']:.2f}."
     )
@@ -99,14 +99,14 @@ CLAIM = Claim(
         Check(
             "digits right, hint first more than soft targets, points",
             lambda n: 100 * (n["hint first"]["accuracy"] - n["soft targets"]["accuracy"]),
-            2.5,
-            "",
+            4.7,
+            "56.3 % and 47.0 %: 9.3 points more (5.2, 3.5, 19.3)",
         ),
         Check(
             "digits right, hint all along more than soft targets, points",
             lambda n: 100 * (n["hint all along"]["accuracy"] - n["soft targets"]["accuracy"]),
-            4.5,
-            "",
+            4.7,
+            "56.5 % and 47.0 %: 9.5 points more (9.2, 5.0, 14.2)",
         ),
     ),
     steps={"fast": 400, "full": 6000},
@@ -115,7 +115,9 @@ CLAIM = Claim(
         Bars("accuracy", "digits right, %", 1, 100, {"chance": 10.0}),
     ),
     seen=seen,
-    reason="the upper half, which no hint reaches, has as many layers to train as before",
+    reason="where so deep a network begins decides more than how it is taught; in a trial with "
+    "twice the steps soft targets nearly caught up (69 % against 74 %), with one seed of three "
+    "ahead",
     deviations=(
         "perceptrons with BatchNorm and digits in the place of convolutional maxout networks and "
         "CIFAR-10",

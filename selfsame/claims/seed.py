@@ -119,8 +119,8 @@ def seen(mean: Numbers) -> str:
         f"it comes to {100 * seed['knn']:.1f} %. The divergence of its distribution over the "
         f"training canvases from the teacher's falls from {seed['before']:.2f} to "
         f"{seed['after']:.2f} nats, and of the {NEAREST} that are nearest to the teacher "
-        f"{100 * seed['shared']:.0f} % are nearest to the student, too. It is what the teacher learnt "
-        f"that counts: the similarities of an untrained one, right for "
+        f"{100 * seed['shared']:.0f} % are nearest to the student, too. It is what the teacher "
+        f"learnt that counts: the similarities of an untrained one, right for "
         f"{100 * blank['teacher']:.1f} %, give {100 * blank['knn']:.1f} %."
     )
 
