@@ -125,8 +125,8 @@ CLAIM = Claim(
     ),
     seen=seen,
     reason="where so deep a network begins decides more than how it is taught; in a trial with "
-    "twice the steps soft targets nearly caught up (69 % against 74 %), with one seed of three "
-    "ahead",
+    "twice the steps soft targets nearly caught up (69 % against 74 % in the mean) and were ahead "
+    "with one seed of three",
     deviations=(
         "perceptrons with BatchNorm and digits in the place of convolutional maxout networks and "
         "CIFAR-10",

@@ -67,7 +67,7 @@ class Perceptron(Backbone):
     ) -> None:
         super().__init__()
         self.dim = stages[-1][-1]
-        self.parts = nn.ModuleList()
+        parts: list[list[nn.Module]] = []
         before = 64
         for widths in stages:
             layers: list[nn.Module] = []
@@ -76,9 +76,10 @@ class Perceptron(Backbone):
                 layers += [nn.BatchNorm1d(width)] if batchnorm else []
                 layers += [nn.ReLU(), nn.Dropout(dropout)]
                 before = width
-            self.parts.append(nn.Sequential(*layers))
+            parts.append(layers)
         if not rectified:
-            self.parts[-1] = nn.Sequential(*list(self.parts[-1])[:-2])
+            del parts[-1][-2:]
+        self.parts = nn.ModuleList(nn.Sequential(*layers) for layers in parts)
 
     def stages(self, x: Tensor) -> tuple[Sequence[Tensor], Features]:
         """The outputs of the stages, [B, C, 1, 1], and features."""
