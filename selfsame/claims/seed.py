@@ -121,8 +121,8 @@ def seen(mean: Numbers) -> str:
         f"training canvases from the teacher's falls from {seed['before']:.2f} to "
         f"{seed['after']:.2f} nats, and of the {NEAREST} that are nearest to the teacher "
         f"{100 * seed['shared']:.0f} % are nearest to the student, too (by chance {CHANCE:.1f} %). "
-        "It is what the teacher learnt that counts: the similarities of an untrained one, right for "
-        f"{100 * blank['teacher']:.1f} %, give {100 * blank['knn']:.1f} %."
+        "It is what the teacher learnt that counts: the similarities of an untrained one, right "
+        f"for {100 * blank['teacher']:.1f} %, give {100 * blank['knn']:.1f} %."
     )
 
 
