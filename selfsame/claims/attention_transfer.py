@@ -45,7 +45,7 @@ class Shuffled(AttentionTransfer):
 
 @cache
 def teacher(seed: int, steps: int) -> Teacher:
-    """A network of four times the student's width that learnt all digits by their labels."""
+    """A wider network than the student that learnt all digits by their labels."""
     torch.manual_seed(seed)
     data = canvases.of(test=False)
     return teach(Convolutions(16, 32, 64), data.x, data.y, steps)
@@ -165,7 +165,7 @@ CLAIM = Claim(
     steps={"fast": 400, "full": 6000},
     panels=(
         Bars("accuracy", "digits right, %", 1, 100, {"chance": 10.0}),
-        Curves("similarity", "cosine with the teacher's map, training"),
+        Curves("similarity", "cosine with the compared map, training"),
         Bars("on", "attention on the digit, %", 1, 100, {"even": 25.0}),
         Picture("attention", "maps", "canvas, teacher, student with attention"),
         Picture("labels alone", "maps", "canvas, teacher, student of labels alone"),
