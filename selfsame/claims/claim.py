@@ -198,12 +198,13 @@ def _arm(
     say(f"{claim.name}: {name}, seed {seed}" + (f", {steps} steps" if steps else ""))
     from selfsame import machine
 
-    begin = time.monotonic()
+    begin, cpu = time.monotonic(), time.process_time()
     with torch.random.fork_rng(devices=[]):  # an arm may seed it
         done = claim.arms[name].run(Setting(seed, steps, folder, device))
     result = {
         "seed": seed,
         "seconds": round(time.monotonic() - begin, 1),
+        "cpu": round(time.process_time() - cpu, 1),
         "machine": machine.describe(machine.device(device)),
         "numbers": {key: _short(value) for key, value in done.numbers.items()},
         "curves": {
@@ -257,7 +258,7 @@ def entry(
         "checks": checks,
         "arms": {
             arm: [
-                {"seed": each["seed"], "seconds": each["seconds"], "numbers": each["numbers"]}
+                {key: each[key] for key in ("seed", "seconds", "cpu", "numbers") if key in each}
                 for each in found[arm]
             ]
             for arm in claim.arms

@@ -125,18 +125,20 @@ class Taught(Method):
         config, e = self.config, {k: v.flatten(0, 1) for k, v in embedded.items()}
         own = self.own_loss(e, t)
         ours, others = self.balance(t)
-        loss, metrics = ours * own.loss, dict(own.metrics)
+        # terms of weight 0 are left out: what rests has no gradient, and not one of zero
+        loss = ours * own.loss if ours else own.loss.new_zeros(())
+        metrics = dict(own.metrics)
         if self.classifier is not None:
             s = wide(e["s_logits"])
             if "t_logits" in e:
                 metrics["agreement"] = (s.argmax(1) == e["t_logits"].argmax(1)).float().mean()
             if config.alpha:
                 soft = soft_targets(s, e["t_logits"], config.temperature)
-                loss = loss + others * config.alpha * soft
+                loss = loss + others * config.alpha * soft if others else loss
                 metrics["soft"] = soft
             if config.labels:
                 hard = F.cross_entropy(s, e["label"])
-                loss = loss + others * config.labels * hard
+                loss = loss + others * config.labels * hard if others else loss
                 metrics |= {"hard": hard, "accuracy": (s.argmax(1) == e["label"]).float().mean()}
         return Output(loss, {name: value.detach() for name, value in metrics.items()}, own.carry)
 
