@@ -134,11 +134,13 @@ class Taught(Method):
                 metrics["agreement"] = (s.argmax(1) == e["t_logits"].argmax(1)).float().mean()
             if config.alpha:
                 soft = soft_targets(s, e["t_logits"], config.temperature)
-                loss = loss + others * config.alpha * soft if others else loss
                 metrics["soft"] = soft
+                if others:
+                    loss = loss + others * config.alpha * soft
             if config.labels:
                 hard = F.cross_entropy(s, e["label"])
-                loss = loss + others * config.labels * hard if others else loss
+                if others:
+                    loss = loss + others * config.labels * hard
                 metrics |= {"hard": hard, "accuracy": (s.argmax(1) == e["label"]).float().mean()}
         return Output(loss, {name: value.detach() for name, value in metrics.items()}, own.carry)
 

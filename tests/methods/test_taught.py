@@ -326,6 +326,13 @@ def test_fitnets_two_stages() -> None:
     assert early.loss.item() == pytest.approx(100 * early.metrics["hint"].item(), rel=1e-5)
     expected = late.metrics["soft"] + late.metrics["hard"]
     assert late.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    # a gradient of zero would empty Adam's second moments of what rests, and let it leap afterwards
+    early.loss.backward()
+    assert all(p.grad is None for p in method.classifier.parameters())
+    method.zero_grad(set_to_none=True)
+    late.loss.backward()
+    assert all(p.grad is None for p in method.regressor.parameters())
+    assert all(p.grad is not None for p in method.backbone.parameters())
 
 
 def test_crds_constant_is_found_once() -> None:
