@@ -1,17 +1,21 @@
 """Seconds from the command to its end, from JPEG files, beside lightly.
 
-    scripts/bench end [--quick] [--steps 24] [--size 128] [--batch 32] [--rounds 3] [--install]
+    scripts/bench end [--quick] [--cases "32 px"] [--steps 24] [--rounds 3] [--install]
 
 ``selfsame pretrain simclr FOLDER`` against ``lightly_simclr.py``, the script of lightly's
-documentation: ResNet-18 with its ImageNet stem on the same 2,000 JPEGs of 500x375 (256 pictures
-under several names), each as a user runs it: its own precision (selfsame takes bfloat16 where the
-CPU has it; lightly's example is in float32), its own threads, two decoding workers. selfsame's time
+documentation: ResNet-18 with its ImageNet stem on the same JPEGs of 500x375 (256 pictures under
+many names), each as a user runs it: its own precision (selfsame takes bfloat16 where the CPU has
+it; lightly's example is in float32), its own threads, two decoding workers. selfsame's time
 includes what it does around its steps: the plan, the checkpoint, the measurement of health.
 
-Each contestant runs ``--steps`` steps and, apart, ``SHORT`` of them: the difference is what a step
-costs once all runs, and the time of ``TARGET`` steps is the short run and so many steps more. The
-images of the measured steps are all new, so selfsame's cache of decoded images gains nothing.
-Medians over rounds, ratios within a round; CPU seconds are those of all processes.
+Two cases: the size and the batch of lightly's own example, where reading images takes as long as
+the network, and 128 px, where the network takes nearly all of the time.
+
+Each contestant runs a case's steps and, apart, ``SHORT`` of them: the difference is what a step
+costs once all runs, and the time of ``TARGET`` steps is the short run and so many steps more, or
+that of the long run where it has so many. There are as many files as images are asked for, so
+selfsame's cache of decoded images gains nothing. Medians over rounds, ratios within a round; CPU
+seconds are those of all processes.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common import ROOT, Cost, about, peers, ratio, write
@@ -36,24 +40,39 @@ from rich.table import Table
 from selfsame import demo
 
 SHORT, TARGET = 2, 200  # steps
-FILES, PICTURES = 2000, 256
+PICTURES = 256
 
 
-def make_folder(folder: Path) -> None:
+class Case(NamedTuple):
+    """Work for both contestants."""
+
+    title: str
+    size: int  # side of the views, pixels
+    batch: int  # images a step
+    steps: int  # of the long run
+
+
+CASES = (
+    Case("32 px, batch 128, as in lightly's example", 32, 128, TARGET),
+    Case("128 px, batch 32", 128, 32, 24),
+)
+
+
+def make_folder(folder: Path, files: int) -> None:
     """Write the JPEGs."""
     folder.mkdir()
     tiles = demo.sample().train.images  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
-    for i in range(FILES):
+    for i in range(files):
         if i < PICTURES:
-            picture(rng, tiles, (500, 375)).save(folder / f"{i:04}.jpg", quality=90)
+            picture(rng, tiles, (500, 375)).save(folder / f"{i:05}.jpg", quality=90)
         else:
-            os.link(folder / f"{i % PICTURES:04}.jpg", folder / f"{i:04}.jpg")
+            os.link(folder / f"{i % PICTURES:05}.jpg", folder / f"{i:05}.jpg")
 
 
-def command_of(name: str, folder: Path, out: Path, size: int, batch: int, steps: int) -> list[str]:
+def command_of(name: str, folder: Path, out: Path, case: Case, steps: int) -> list[str]:
     """A contestant's command."""
-    numbers = [str(number) for number in (size, batch, steps)]
+    numbers = [str(number) for number in (case.size, case.batch, steps)]
     if name == "lightly":
         out.mkdir()
         script = ROOT / "benchmarks" / "lightly_simclr.py"
@@ -82,11 +101,9 @@ def run(command: list[str], environment: dict[str, str]) -> Cost:
 
 
 def measure(
-    names: Sequence[str], options: argparse.Namespace, temporary: Path
+    names: Sequence[str], case: Case, rounds: int, folder: Path, temporary: Path
 ) -> dict[tuple[str, int], list[Cost]]:
     """Costs by contestant and steps, of every round."""
-    folder = temporary / "images"
-    make_folder(folder)
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -96,12 +113,11 @@ def measure(
     }
     found: dict[tuple[str, int], list[Cost]] = {}
     lengths = [(-1, SHORT)]  # a first one that is not counted
-    lengths += [(turn, n) for turn in range(options.rounds) for n in (SHORT, options.steps)]
+    lengths += [(turn, n) for turn in range(rounds) for n in (SHORT, case.steps)]
     for turn, steps in lengths:
         for name in names:
-            out = temporary / f"{name}-{turn}-{steps}"
-            command = command_of(name, folder, out, options.size, options.batch, steps)
-            cost = run(command, environment)
+            out = temporary / f"{name}-{case.size}-{turn}-{steps}"
+            cost = run(command_of(name, folder, out, case, steps), environment)
             if turn >= 0:
                 found.setdefault((name, steps), []).append(cost)
     return found
@@ -111,58 +127,71 @@ def parts(short: Sequence[float], whole: Sequence[float], steps: int) -> dict[st
     """Seconds of both lengths, of a further step, and of ``TARGET`` steps, of every round."""
     step = [(b - a) / (steps - SHORT) for a, b in zip(short, whole, strict=True)]
     target = [a + (TARGET - SHORT) * each for a, each in zip(short, step, strict=True)]
-    return {
-        f"{SHORT} steps": list(short),
-        f"{steps} steps": list(whole),
-        "a further step": step,
-        f"{TARGET} steps, reckoned": target,
-    }
+    long = {} if steps == TARGET else {f"{steps} steps": list(whole)}
+    name = f"{TARGET} steps" if steps == TARGET else f"{TARGET} steps, reckoned"
+    return {f"{SHORT} steps": list(short), **long, "a further step": step, name: target}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one round of few steps; not kept")
-    parser.add_argument("--steps", type=int, default=24, help=f"of the long run, above {SHORT}")
-    parser.add_argument("--size", type=int, default=128, help="side of the views, pixels")
-    parser.add_argument("--batch", type=int, default=32, help="images a step")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--install", action="store_true", help="install peers that are missing")
-    options = parser.parse_args()
-    if options.quick:
-        options.rounds, options.steps = 1, SHORT + 2
-    if not SHORT < options.steps <= FILES // options.batch:
-        parser.error(f"--steps is above {SHORT} and at most {FILES // options.batch}: one epoch")
-    names = ["selfsame", *({"lightly"} & set(peers(options.install)))]
-    case = {key: getattr(options, key) for key in ("steps", "size", "batch", "rounds")}
-    result: dict[str, Any] = {"about": about() | case, "rows": []}
-    with tempfile.TemporaryDirectory() as temporary:
-        costs = measure(names, options, Path(temporary))
+def rows_of(
+    names: Sequence[str], case: Case, costs: dict[tuple[str, int], list[Cost]]
+) -> list[dict[str, Any]]:
+    """What is reported of a case: medians, every value, and ratios to the last contestant."""
     seconds = {}
     for name in names:
         for key in Cost._fields:
             short, whole = (
-                [getattr(cost, key) for cost in costs[name, steps]]
-                for steps in (SHORT, options.steps)
+                [getattr(cost, key) for cost in costs[name, steps]] for steps in (SHORT, case.steps)
             )
-            seconds[name, key] = parts(short, whole, options.steps)
-    title = f"seconds, ResNet-18 at {options.size} px, batch {options.batch}, from JPEG files"
-    table = Table(title=title, title_justify="left")
-    table.add_column("of")
-    table.add_column("contestant")
-    for column in ("wall, s", "lightly's over it", "CPU, s", "lightly's over it"):
-        table.add_column(column, justify="right")
+            seconds[name, key] = parts(short, whole, case.steps)
+    rows = []
     for part in seconds[names[0], "wall"]:
         for name in names:
-            row: dict[str, Any] = {"part": part, "contestant": name}
+            row: dict[str, Any] = {"case": case.title, "part": part, "contestant": name}
             for key in Cost._fields:
                 own, other = seconds[name, key][part], seconds[names[-1], key][part]
                 row[key] = round(statistics.median(own), 2)
                 row[f"{key}_ratio"] = round(ratio(other, own), 2)
                 row[f"{key}_all"] = [round(value, 2) for value in own]
-            result["rows"].append(row)
-            cells = [f"{row[k]:.2f}" for key in Cost._fields for k in (key, f"{key}_ratio")]
-            table.add_row(part, name, *cells)
-    Console().print(table)
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one round of few steps; not kept")
+    parser.add_argument("--cases", default="", help="only those whose title has these words")
+    parser.add_argument("--steps", type=int, help=f"of the long runs, above {SHORT}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--install", action="store_true", help="install peers that are missing")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.steps = 1, options.steps or SHORT + 2
+    if options.steps is not None and options.steps <= SHORT:
+        parser.error(f"--steps is above {SHORT}")
+    cases = [case for case in CASES if options.cases in case.title]
+    if not cases:
+        parser.error(f"no case is called {options.cases}")
+    if options.steps is not None:
+        cases = [case._replace(steps=options.steps) for case in cases]
+    names = ["selfsame", *({"lightly"} & set(peers(options.install)))]
+    result: dict[str, Any] = {"about": about() | {"rounds": options.rounds}, "rows": []}
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        folder = temporary / "images"
+        make_folder(folder, max(case.batch * case.steps for case in cases))
+        for case in cases:
+            costs = measure(names, case, options.rounds, folder, temporary)
+            rows = rows_of(names, case, costs)
+            table = Table(title=f"seconds, ResNet-18, from JPEG files: {case.title}")
+            table.add_column("of")
+            table.add_column("contestant")
+            for column in ("wall, s", "lightly's over it", "CPU, s", "lightly's over it"):
+                table.add_column(column, justify="right")
+            for row in rows:
+                cells = [f"{row[k]:.2f}" for key in Cost._fields for k in (key, f"{key}_ratio")]
+                table.add_row(row["part"], row["contestant"], *cells)
+            Console().print(table)
+            result["rows"] += rows
     write("end", result, keep=not options.quick)
 
 

@@ -117,11 +117,12 @@ def _train(
     peak = optim.scaled_lr(recipe.optim, recipe.batch_size)
     healthy = torch.ones((), dtype=torch.bool, device=plan.device)
     clock = saved_at = time.monotonic()
-    waited, reported = 0.0, 0
+    waited, logged, reported = 0.0, start, 0
     if not careful and not start:
         keep(run, start, method, optimizer)  # to go back to
 
-    def judge(done: int) -> None:
+    def judge(done: int) -> float:
+        since = time.monotonic()
         whole = parallel.whole(method, plan.build)
 
         def evaluate() -> None:
@@ -132,10 +133,11 @@ def _train(
 
         dist.on_main(evaluate)
         method.train()
+        return time.monotonic() - since
 
     with interrupt, loader:
         if start and eval_is_due(start, plan.total, options):
-            judge(start)
+            clock += judge(start)
             if dist.anywhere(interrupt.asked)[0]:
                 return start, True
         for step, (epoch, batch) in enumerate(loader, start):
@@ -184,8 +186,8 @@ def _train(
                 now = time.monotonic()
                 seconds, waited_now = now - clock, loader.waited - waited
                 clock, waited = now, loader.waited
-                steps = (done - start) % log_every or log_every
-                row["images_per_second"] = round(steps * recipe.batch_size / seconds, 1)
+                images, logged = (done - logged) * recipe.batch_size, done
+                row["images_per_second"] = round(images / seconds, 1)  # of the steps alone
                 row["waiting"] = round(waited_now / seconds, 3)  # share of the time, for data
                 run.append("metrics", [row])
                 console.progress(done, plan.total, row)
@@ -194,8 +196,7 @@ def _train(
                 run.add_bad_images(image for each in found for image in each)
                 reported = len(plan.images.bad)
             if evaluating:
-                judge(done)
-                clock = time.monotonic()
+                clock += judge(done)
             if save:
                 keep(run, done, method, optimizer)
                 saved, saved_at = done, time.monotonic()

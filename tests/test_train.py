@@ -5,16 +5,22 @@ from __future__ import annotations
 import resource
 import signal
 from pathlib import Path
+from shutil import rmtree
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from children import rows
 from helpers import textures, tiny_recipe, write_photos
 
+from selfsame import optim
 from selfsame.api import pretrain
 from selfsame.errors import DataError, RunError, UsageError
+from selfsame.judge import Judge
 from selfsame.methods.simclr import SimCLR
-from selfsame.types import Progress
+from selfsame.run import RunDirectory
+from selfsame.types import Method, Progress
 
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path: Path) -> None:
@@ -62,6 +68,34 @@ def test_resuming_with_another_recipe_names_what_differs(tmp_path: Path) -> None
         pretrain("simclr", data, out=run, recipe=recipe, quiet=True)
     assert "--resume" in str(caught.value.tip)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_speed_is_that_of_the_steps_whatever_is_judged_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]  # seconds: a step takes one, an evaluation a thousand
+    clip = optim.clip
+
+    def step(*args: Any) -> torch.Tensor:
+        now[0] += 1
+        return clip(*args)
+
+    def judge(self: Judge, method: Method, step: int) -> None:
+        now[0] += 1000
+
+    def speeds() -> list[float]:
+        return [row["images_per_second"] for row in RunDirectory.open(run).rows("metrics")]
+
+    monkeypatch.setattr("selfsame.train.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(optim, "clip", step)
+    monkeypatch.setattr(Judge, "__call__", judge)
+    run, recipe, data = tmp_path / "run", tiny_recipe("simclr", steps=12), textures(16)
+    options: dict[str, Any] = {"out": run, "save_every": 6, "log_every": 4, "quiet": True}
+    pretrain("simclr", data, recipe=recipe, **options)
+    assert speeds() == [8.0, 8.0, 8.0]
+    rmtree(run / "checkpoints" / "step-00000012")
+    pretrain("simclr", data, resume=True, **options)  # from step 6, in the middle of an interval
+    assert speeds() == [8.0, 8.0, 8.0]
 
 
 def test_half_a_launch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

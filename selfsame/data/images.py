@@ -155,7 +155,8 @@ class Images:
         if self._array is not None:
             images, sizes, origin = self._from_array(self._array, wanted)
         elif self._cache is not None:
-            new = np.unique(wanted[self._cache.origin[wanted] < 0])
+            missing = wanted[self._cache.origin[wanted] < 0].tolist()
+            new = np.array(sorted(set(missing)), np.int64)  # np.unique would import numpy.ma
             self._fill(self._cache, new, new)
             images, sizes, origin = (part[wanted] for part in self._cache)
         else:

@@ -91,6 +91,8 @@ def test_neutral_images_have_the_same_colours_and_their_own_content() -> None:
     assert (inside[0] - inside[1]).abs().max() < 0.03
     assert even[:, :, 10:].eq(0).all()
     assert even[:, :, :, 8:].eq(0).all()
+    many = neutral(images.repeat(5, 1, 1, 1), sizes.repeat(5, 1), NORM)  # a few at a time
+    assert torch.equal(many, even.repeat(5, 1, 1, 1))
     constant = torch.full((1, 3, 4, 4), 9, dtype=torch.uint8)
     middle = neutral(constant, torch.tensor([[4, 4]]), NORM)[0, :, 0, 0].double() / 255
     torch.testing.assert_close(middle, torch.tensor(NORM.mean).double(), rtol=0, atol=2e-3)

@@ -1,0 +1,67 @@
+"""Convolutions of 3x3, as matrix products where the map is so small that libraries are slow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SMALL = 2  # pixels: every output then sees every input, and the convolution is a dense layer
+
+
+class Conv3x3(nn.Conv2d):
+    """A convolution of 3x3 with a border of zeros and no bias: ``nn.Conv2d`` with its parameters.
+
+    In training on a CPU, maps of `SMALL` pixels a side or less go through one matrix product: there
+    only some of the nine taps meet a pixel, and oneDNN takes two to five times as long, most of it
+    for the gradient of the weights (``LOG.md``). Deep networks on small images have such maps: a
+    ResNet-18 with the ImageNet stem ends with 2x2 and 1x1 on 32 px. Elsewhere, and in what is
+    exported or compiled, it is the convolution itself; both agree to rounding.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, stride, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+        height, width = x.shape[-2:]
+        dense = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not dense or height != width or height > SMALL:
+            return super().forward(x)
+        weight: Tensor = _Dense.apply(self.weight.to(x.dtype), height, self.stride[0])
+        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight)
+        side = 1 + (height - 1) // self.stride[0]
+        return y.view(len(x), side, side, -1).permute(0, 3, 1, 2)
+
+
+class _Dense(torch.autograd.Function):
+    """Kernels [O, I, 3, 3] as the matrix [outputs * O, inputs * I] of maps of a small side.
+
+    With its own gradient: that of nine slices would write nine matrices.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, side: int, stride: int) -> Tensor:
+        ctx.side, ctx.stride = side, stride
+        kernels = weight.permute(0, 2, 3, 1)  # [O, 3, 3, I], contiguous where weights are so
+        parts = [kernels[:, rows, columns] for rows, columns in _seen(side, stride)]
+        return torch.stack(parts).flatten(2).flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        seen = _seen(ctx.side, ctx.stride)
+        parts = grad.view(len(seen), len(grad) // len(seen), ctx.side, ctx.side, -1)
+        kernels = grad.new_zeros(parts.shape[1], 3, 3, parts.shape[-1])
+        for part, (rows, columns) in zip(parts, seen, strict=True):
+            kernels[:, rows, columns] += part
+        return kernels.permute(0, 3, 1, 2), None, None
+
+
+def _seen(side: int, stride: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the kernel that lie on the map, for each output, row by row."""
+    reach = [slice(1 - i, 1 - i + side) for i in range(0, side, stride)]
+    return [(rows, columns) for rows in reach for columns in reach]
