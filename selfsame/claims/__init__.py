@@ -20,6 +20,9 @@ NAMES = (
     "swav",
     "simclr",
     "byol",
+    "moco",
+    "deepcluster",
+    "deepclusterv2",
     "kd",
     "dkd",
     "lars",
@@ -28,10 +31,7 @@ CLAIMS: dict[str, str] = {name: f"selfsame.claims.{name}:CLAIM" for name in NAME
 
 # papers of the table of methods whose experiment is not written: arXiv id, and the claim in a line
 NOT_YET: dict[str, tuple[str, str]] = {
-    "moco": ("1911.05722", "a slow encoder keeps the keys of a queue consistent"),
     "mocov3": ("2104.02057", "ViTs learn without a queue; a frozen patch projection steadies them"),
-    "deepcluster": ("1807.05520", "clustering and classifying in turn bootstraps features"),
-    "deepclusterv2": ("2006.09882", "multi-crop and prototypes that are centroids improve it"),
     "ibot": ("2111.07832", "learning masked patches' tokens improves patch features"),
     "dinov2": ("2304.07193", "KoLeo spreads the features over the sphere"),
     "data2vec2": ("2212.07525", "one pass of the teacher serves many masks"),
