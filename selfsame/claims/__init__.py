@@ -21,6 +21,7 @@ NAMES = (
     "simclr",
     "byol",
     "moco",
+    "mocov3",
     "deepcluster",
     "deepclusterv2",
     "kd",
@@ -31,7 +32,6 @@ CLAIMS: dict[str, str] = {name: f"selfsame.claims.{name}:CLAIM" for name in NAME
 
 # papers of the table of methods whose experiment is not written: arXiv id, and the claim in a line
 NOT_YET: dict[str, tuple[str, str]] = {
-    "mocov3": ("2104.02057", "ViTs learn without a queue; a frozen patch projection steadies them"),
     "ibot": ("2111.07832", "learning masked patches' tokens improves patch features"),
     "dinov2": ("2304.07193", "KoLeo spreads the features over the sphere"),
     "data2vec2": ("2212.07525", "one pass of the teacher serves many masks"),

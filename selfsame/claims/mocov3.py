@@ -1,0 +1,125 @@
+"""MoCo v3's claim: a patch projection that stays random steadies a ViT and costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from selfsame.claims.claim import Arm, Bars, Check, Claim, Curves, Found, Numbers, Quantity, Setting
+from selfsame.claims.training import DATA, VIT, learn, neighbours, small
+from selfsame.methods.mocov3 import MoCoV3, Settings
+from selfsame.recipe import SMALL_OPTIM
+from selfsame.types import Backbone, Progress
+
+STEPS = {"fast": 120, "full": 2000}
+RATE = 0.03  # 15 times that of the small recipe: where spikes begin
+SMALL_VIT = (
+    *VIT,
+    "backbone.options.patch=8",
+    "backbone.options.positions=mocov3",
+    "backbone.options.init=xavier_qkv",
+    "method.projector_layers=3",
+    "method.predictor_norm=true",
+)
+
+
+class Watched(MoCoV3):
+    """MoCo v3 that notes the norm of the gradient of the first block, which both arms train."""
+
+    norms: Tensor
+
+    def __init__(self, config: Settings, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.register_buffer("norms", torch.zeros(max(STEPS.values())))
+
+    @torch.no_grad()
+    def after_step(self, t: Progress, carry: Sequence[Mapping[str, Tensor]]) -> None:
+        """As the method, but for what the class says."""
+        super().after_step(t, carry)
+        gradients = [p.grad for p in self.backbone.blocks()[0].parameters() if p.grad is not None]
+        self.norms[t.step] = torch.nn.utils.get_total_norm(gradients)
+
+
+def arm(frozen: bool, setting: Setting) -> Found:
+    """Train at a large learning rate; the largest gradient, the task, and nearest neighbours."""
+    settings = (f"optim.lr={RATE}", f"backbone.options.frozen_patch={str(frozen).lower()}")
+    learnt = learn(small(f"{__name__}:Watched", SMALL_VIT, *settings, like="mocov3"), setting)
+    trained = learnt.method()
+    assert isinstance(trained, Watched)
+    norms = trained.norms[: setting.steps].cpu()
+    warm = norms[setting.steps // 5 :]  # after the warm-up
+    numbers = {
+        "spike": float(warm.max() / warm.median()),
+        "unrest": float(warm.log().std()),
+        "loss": learnt.late("loss"),
+        "accuracy": learnt.late("accuracy"),
+        "knn": neighbours(learnt.result.encoder),
+    }
+    gradient = list(enumerate((norms / warm.median()).tolist(), start=1))
+    return Found(numbers, {"gradient": gradient, "loss": learnt.curve("loss")})
+
+
+def seen(mean: Numbers) -> str:
+    """What was seen, in a paragraph."""
+    frozen, learnt = mean["frozen"], mean["learnt"]
+    return (
+        f"At a learning rate of {RATE}, {RATE / SMALL_OPTIM.lr:.0f} times the small recipe's, the "
+        f"gradient of the first block has spikes of {learnt['spike']:.0f} times its median while "
+        f"the patch projection is learnt, and of {frozen['spike']:.0f} times while it keeps its "
+        f"random weights; the logarithm of its norm deviates by {learnt['unrest']:.2f} and by "
+        f"{frozen['unrest']:.2f}. Nothing is lost by freezing it: the loss ends at "
+        f"{frozen['loss']:.2f} with it and at {learnt['loss']:.2f} without, and nearest neighbours "
+        f"are right for {100 * frozen['knn']:.1f} % and {100 * learnt['knn']:.1f} % of the test "
+        "images. Both learn badly at such a rate; it is where the difference can be seen."
+    )
+
+
+CLAIM = Claim(
+    name="mocov3",
+    paper="Chen, Xie and He, An empirical study of training self-supervised vision transformers, "
+    "ICCV 2021",
+    arxiv="2104.02057",
+    says="gradients of a ViT spike, and a patch projection that stays random steadies them",
+    source="figures 4 and 5, section 4.2",
+    experiment="MoCo v3 trains a ViT of 4 blocks at a learning rate that is too large: with the "
+    "patch projection frozen at its random start, and with it learnt. Watched is the norm of the "
+    "gradient of the first block, which learns in both, at every step after the warm-up.",
+    data=DATA,
+    file="selfsame/methods/mocov3.py",
+    arms={
+        "frozen": Arm(lambda setting: arm(True, setting)),
+        "learnt": Arm(lambda setting: arm(False, setting), control=True),
+    },
+    quantities={
+        "spike": Quantity("largest gradient over the median", 1),
+        "unrest": Quantity("deviation of its logarithm", 2),
+        "loss": Quantity("loss", 2),
+        "knn": Quantity("kNN, %", 1, 100),
+    },
+    checks=(
+        Check(
+            "the largest gradient is smaller with it frozen, ratio",
+            lambda n: n["learnt"]["spike"] / n["frozen"]["spike"],
+            1.5,
+            "",
+        ),
+        Check(
+            "the gradient varies less with it frozen",
+            lambda n: n["learnt"]["unrest"] - n["frozen"]["unrest"],
+            0.19,
+            "",
+        ),
+    ),
+    steps=STEPS,
+    panels=(
+        Curves("gradient", "gradient of the first block / its median", {"median": 1.0}),
+        Curves("loss", "loss"),
+        Bars("spike", "largest gradient / median", 1),
+    ),
+    seen=seen,
+    reason="spikes come with large batches and deep networks, and this one has 4 blocks and 64 "
+    "images a step",
+    deviations=("a ViT of 4 blocks, 96 wide, patches of 8 px", "batch 64"),
+)
