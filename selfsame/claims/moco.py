@@ -127,7 +127,7 @@ CLAIM = Claim(
         Check(
             "neighbours are right more often than without it, points",
             lambda n: 100 * (n["momentum 0.99"]["knn"] - n["momentum 0"]["knn"]),
-            2.5,
+            1.3,
             "",
         ),
     ),

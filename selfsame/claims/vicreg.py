@@ -90,7 +90,7 @@ CLAIM = Claim(
     ),
     steps={"fast": 150, "full": 2000},
     panels=(
-        Curves("deviation", "1 - hinge on the deviation", {"all dimensions alive": 1.0}),
+        Curves("deviation", "standard deviation, at most 1", {"what the term asks for": 1.0}),
         Bars("rank", f"effective rank of {WIDTH}", 1),
         Bars("knn", "kNN, % right", 1, 100, {"chance": 10.0}),
     ),
