@@ -78,7 +78,7 @@ def seen(mean: Numbers) -> str:
     return (
         f"Keys stay in the queue for {AGE} steps. With a slow encoder an old key and the one that "
         f"the encoder gives then have a cosine of {slow['agreement']:.2f} or more; without it of "
-        f"{none['agreement']:.2f} at the lowest: old and new keys have nothing in common. So a key "
+        f"{none['agreement']:.2f} at the lowest: an old key points to another side of the sphere. So a key "
         "gives itself away by being new, and the queries, which need not look at the image for "
         f"that, find theirs for up to {100 * none['accuracy']:.0f} % of the images (with the slow "
         f"encoder for up to {100 * slow['accuracy']:.0f} %). What this learns is worth nothing: "
@@ -116,19 +116,19 @@ CLAIM = Claim(
             "the lowest cosine of old and new keys is higher than without the slow encoder",
             lambda n: n["momentum 0.99"]["agreement"] - n["momentum 0"]["agreement"],
             0.6,
-            "",
+            "0.78 and -0.51: 1.29 apart, of three seeds",
         ),
         Check(
             "the loss is lower than without it",
             lambda n: n["momentum 0"]["loss"] - n["momentum 0.99"]["loss"],
-            0.5,
-            "",
+            0.6,
+            "7.62 and 6.44: 1.18 apart",
         ),
         Check(
             "neighbours are right more often than without it, points",
             lambda n: 100 * (n["momentum 0.99"]["knn"] - n["momentum 0"]["knn"]),
             1.3,
-            "",
+            "27.7 % and 25.1 %: 2.6 points apart (3.4, 2.3, 2.1)",
         ),
     ),
     steps={"fast": 200, "full": 3000},
