@@ -78,9 +78,9 @@ def seen(mean: Numbers) -> str:
     return (
         f"Keys stay in the queue for {AGE} steps. With a slow encoder an old key and the one that "
         f"the encoder gives then have a cosine of {slow['agreement']:.2f} or more; without it of "
-        f"{none['agreement']:.2f} at the lowest: an old key points to another side of the sphere. So a key "
-        "gives itself away by being new, and the queries, which need not look at the image for "
-        f"that, find theirs for up to {100 * none['accuracy']:.0f} % of the images (with the slow "
+        f"{none['agreement']:.2f} at the lowest: an old key points to another side of the sphere. "
+        "So a key gives itself away by being new, and the queries, which need not look at the "
+        f"image for that, find theirs for up to {100 * none['accuracy']:.0f} % of the images (with the slow "
         f"encoder for up to {100 * slow['accuracy']:.0f} %). What this learns is worth nothing: "
         f"all keys become one, and the loss ends at {none['loss']:.2f}, that of a guess among "
         f"{1 + QUEUE:,} ({GUESS:.2f}); with the slow encoder at {slow['loss']:.2f}. Nearest "
