@@ -112,14 +112,14 @@ CLAIM = Claim(
         Check(
             "new clusters right, more than with a new classifier, points",
             lambda n: 100 * (n["centroids"]["new"] - n["new classifier"]["new"]),
-            3.4,
-            "",
+            3.7,
+            "8.3 % and 0.8 %: 7.5 points apart, of three seeds",
         ),
         Check(
             "the loss on the new clusters is lower than with a new classifier",
             lambda n: n["new classifier"]["loss"] - n["centroids"]["loss"],
             0.5,
-            "",
+            "4.96 and 3.92: 1.03 apart",
         ),
     ),
     steps={"fast": 375, "full": 6000},

@@ -82,8 +82,8 @@ def seen(mean: Numbers) -> str:
         "So a key gives itself away by being new, and the queries, which need not look at the "
         f"image for that, find theirs for up to {100 * none['accuracy']:.0f} % of the images (with "
         f"the slow encoder for up to {100 * slow['accuracy']:.0f} %). What this learns is worth "
-        f"nothing: all keys become one, and the loss ends at {none['loss']:.2f}, that of a guess among "
-        f"{1 + QUEUE:,} ({GUESS:.2f}); with the slow encoder at {slow['loss']:.2f}. Nearest "
+        f"nothing: all keys become one, and the loss ends at {none['loss']:.2f}, that of a guess "
+        f"among {1 + QUEUE:,} ({GUESS:.2f}); with the slow encoder at {slow['loss']:.2f}. Nearest "
         f"neighbours are right for {100 * slow['knn']:.1f} % of the test images with it and for "
         f"{100 * none['knn']:.1f} % without."
     )
