@@ -22,6 +22,8 @@ IMAGES = 1024  # that are classified after one more clustering, in views that tr
 class NewClassifier(DeepClusterV2):
     """DeepCluster-v2 with the classifier of the first version: drawn anew, then trained."""
 
+    prototypes0: Tensor
+
     def __init__(self, config: Settings, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         del self.prototypes0
@@ -34,6 +36,7 @@ class NewClassifier(DeepClusterV2):
         """Cluster as the method does, and forget the centroids."""
         super().before_epoch(t, images)
         self._draw_classifier()
+        assert isinstance(self.prototypes0, nn.Parameter)
         return [self.prototypes0]
 
     @torch.no_grad()
@@ -76,7 +79,7 @@ def seen(mean: Numbers) -> str:
         f"classifier that was trained had {100 * drawn['old']:.1f} % right and has "
         f"{100 * drawn['new']:.1f} % after it was drawn anew, with a loss of {drawn['loss']:.2f} "
         f"(a guess has {GUESS:.2f}, the centroids {centroids['loss']:.2f}). Every epoch it first "
-        "has to learn where its clusters are, and the loss jumps: the saw in the figure. Nearest "
+        "has to learn where its clusters are. Nearest "
         f"neighbours are right for {100 * centroids['knn']:.1f} % and "
         f"{100 * drawn['knn']:.1f} % of the test images."
     )

@@ -74,7 +74,7 @@ def seen(mean: Numbers) -> str:
         f"Little or nothing is lost by freezing: the loss ends at {frozen['loss']:.2f} frozen and "
         f"at {learnt['loss']:.2f} learnt, and nearest neighbours are right for "
         f"{100 * frozen['knn']:.1f} % and {100 * learnt['knn']:.1f} % of the test images. Both "
-        "learn badly at such a rate; at a third of it no gradient was far from the median."
+        "learn badly at such a rate."
     )
 
 
