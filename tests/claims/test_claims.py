@@ -81,6 +81,16 @@ def test_an_arm_that_ended_is_not_run_again(tmp_path: Path) -> None:
     assert ran[6:] == [("method", 0), ("without", 0)], "another budget is another experiment"
 
 
+def test_arms_whose_names_have_dots_are_kept_apart(tmp_path: Path) -> None:
+    def arm(momentum: float) -> Arm:
+        return Arm(lambda setting: Found({"x": momentum + setting.seed}), control=momentum < 0.95)
+
+    claim = replace(made([]), arms={f"momentum {m}": arm(m) for m in (0.9, 0.99)}, checks=())
+    record = run(claim, seeds=2, out=tmp_path)
+    found = {arm: [each["numbers"]["x"] for each in runs] for arm, runs in record["arms"].items()}
+    assert found == {"momentum 0.9": [0.9, 1.9], "momentum 0.99": [0.99, 1.99]}
+
+
 def test_what_an_arm_found_outlives_one_that_fails(tmp_path: Path) -> None:
     ran: list[tuple[str, int]] = []
 
