@@ -9,11 +9,16 @@ from pathlib import Path
 from selfsame.claims.claim import Claim, Verdict, run
 from selfsame.errors import UsageError, nearest
 
-__all__ = ["CLAIMS", "NOT_YET", "Claim", "Verdict", "command", "find", "run"]
+__all__ = ["CLAIMS", "Claim", "Verdict", "command", "find", "run"]
 
 NAMES = (
     "simclr",
+    "moco",
+    "mocov3",
     "swav",
+    "deepcluster",
+    "deepclusterv2",
+    "byol",
     "simsiam",
     "barlow_twins",
     "vicreg",
@@ -37,29 +42,15 @@ NAMES = (
 )
 CLAIMS: dict[str, str] = {name: f"selfsame.claims.{name}:CLAIM" for name in NAMES}
 
-# papers of the table of methods whose experiment is not written: arXiv id, and the claim in a line
-NOT_YET: dict[str, tuple[str, str]] = {
-    "moco": ("1911.05722", "a slow encoder keeps the keys of a queue consistent"),
-    "mocov3": ("2104.02057", "ViTs learn without a queue; a frozen patch projection steadies them"),
-    "deepcluster": ("1807.05520", "clustering and classifying in turn bootstraps features"),
-    "deepclusterv2": ("2006.09882", "multi-crop and prototypes that are centroids improve it"),
-    "byol": ("2006.07733", "no negatives: a predictor and a slowly moving target are enough"),
-}
-
 
 def find(name: str) -> Claim:
     """A claim by name.
 
     Raises:
-        UsageError: no such claim, or none that is written yet.
+        UsageError: no such claim.
     """
-    if name in NOT_YET:
-        raise UsageError(
-            f"the experiment of {name} is not written yet",
-            tip=f"those that are: {', '.join(CLAIMS)}",
-        )
     if name not in CLAIMS:
-        close = nearest(name, [*CLAIMS, *NOT_YET])
+        close = nearest(name, CLAIMS)
         raise UsageError(
             f"unknown claim '{name}'",
             tip=(f"did you mean '{close}'? " if close else "")

@@ -187,7 +187,7 @@ def _arm(
     """What an arm found with a seed: read, or run and kept."""
     steps = claim.steps[budget]
     folder = out / "arms" / claim.name / f"{name.replace(' ', '-')}-{steps}-{seed}"
-    file = folder.with_suffix(".json")
+    file = folder.with_name(f"{folder.name}.json")  # an arm may have a dot in its name
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return kept

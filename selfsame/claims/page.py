@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfsame.claims import CLAIMS, NOT_YET, find
+from selfsame.claims import CLAIMS, find
 from selfsame.claims.claim import Claim, Quantity, cannot_use, means, read_entry, values
 from selfsame.claims.figure import figure
 from selfsame.files import atomic
@@ -49,8 +49,6 @@ def status(record: Mapping[str, Any] | None) -> str:
 def listing(out: Path) -> list[str]:
     """Every paper: its claim in a line, and what came out last."""
     rows = [(name, find(name).says, status(read_entry(out, name))) for name in CLAIMS]
-    unwritten = "not run (no experiment is written yet)"
-    rows += [(name, says, unwritten) for name, (_, says) in NOT_YET.items()]
     width = max(len(name) for name, _, _ in rows)
     lines = []
     for name, says, state in rows:
@@ -119,10 +117,10 @@ def how(record: Mapping[str, Any]) -> str:
     """With what the numbers were made."""
     seeds = len(record["seeds"])
     steps = f"{record['steps']:,} steps, " if record["steps"] else ""
-    seconds = [each["seconds"] for runs in record["arms"].values() for each in runs]
+    cpu = [each.get("cpu", each["seconds"]) for runs in record["arms"].values() for each in runs]
     return (
-        f"{steps}{seeds} seed{'s' if seeds != 1 else ''}, {statistics.fmean(seconds):.0f} s an arm "
-        f"and seed; {record['date']}, {record['machine']}, torch {record['versions']['torch']}, "
+        f"{steps}{seeds} seed{'s' if seeds != 1 else ''}, {statistics.fmean(cpu):.0f} CPU seconds "
+        f"an arm and seed; {record['date']}, {record['machine']}, torch {record['versions']['torch']}, "
         f"commit {record['commit'] or 'unknown'}"
     )
 
@@ -217,8 +215,6 @@ def documents(out: Path) -> dict[str, str]:
         sections.append(_section(claim, record))
         if record is not None:
             found[f"{name}.svg"] = str(figure(claim, record)) + "\n"
-    for name, (arxiv, says) in NOT_YET.items():
-        lines.append(f"| {name} ([{arxiv}]({ARXIV}{arxiv})) | {says} | not run |")
     return {"README.md": "\n".join(lines) + "\n" + "".join(sections), **found}
 
 
