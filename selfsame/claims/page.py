@@ -120,8 +120,8 @@ def how(record: Mapping[str, Any]) -> str:
     cpu = [each.get("cpu", each["seconds"]) for runs in record["arms"].values() for each in runs]
     return (
         f"{steps}{seeds} seed{'s' if seeds != 1 else ''}, {statistics.fmean(cpu):.0f} CPU seconds "
-        f"an arm and seed; {record['date']}, {record['machine']}, torch {record['versions']['torch']}, "
-        f"commit {record['commit'] or 'unknown'}"
+        f"an arm and seed; {record['date']}, {record['machine']}, torch "
+        f"{record['versions']['torch']}, commit {record['commit'] or 'unknown'}"
     )
 
 
