@@ -262,7 +262,8 @@ class Images:
         height, width = pictures.shape[1:3]
         shape = (len(wanted), self.canvas, self.canvas, self.channels)
         canvases = self._memory.empty(shape, torch.uint8).numpy()
-        if pictures.shape[1:] == shape[1:]:
+        # of an array that is a view of another with gaps, `take` would copy the whole first
+        if pictures.shape[1:] == shape[1:] and pictures.flags.c_contiguous:
             np.take(pictures, rows, axis=0, out=canvases, mode="clip")  # "raise" makes a copy
         else:
             for canvas, row in zip(canvases, rows.tolist(), strict=True):

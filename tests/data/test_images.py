@@ -439,3 +439,11 @@ def test_suggest_canvas_without_a_readable_header(tmp_path: Path) -> None:
 
 def test_suggest_canvas_of_arrays() -> None:
     assert suggest_canvas(open_source(np.zeros((4, 32, 32, 3), np.uint8)), 32) == 32
+
+
+def test_an_array_with_gaps_is_not_copied() -> None:
+    """Three terabytes, were they copied: one image a billion times."""
+    one = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    with Images(open_source(np.broadcast_to(one, (10**9, 32, 32, 3))), canvas=32) as images:
+        batch = images.batch(torch.tensor([0, 10**9 - 1]))
+    assert (batch.images.permute(0, 2, 3, 1).numpy() == one).all()
