@@ -138,6 +138,6 @@ def _healthy(e: Evidence) -> str:
     if share < STD:
         said += (
             f" All features share a large part, but {last['view_match']:.0%} of the images find "
-            "their other view: subtract the mean before you compare them by cosine."
+            "their other view: centre and scale each dimension before you compare by cosine."
         )
     return said
