@@ -193,16 +193,14 @@ def test_collapse_of_features_is_seen_without_any_word_of_the_method() -> None:
 
 def test_features_that_share_a_large_part_and_tell_images_apart_are_no_collapse() -> None:
     """Of a method that paints what it does not see; numbers of a MAE on photos of 224 px."""
-    painter = methods.recipe("mae", "small", 32)
+    painter, losses = methods.recipe("mae", "small", 32), rows_of(np.full(40, 1.0))
     start = {**HEALTH, "step": 0, "view_match": 0.625}
-    for found, state in ((0.734, "plateaued"), (0.1, "collapsed")):
-        end = {**HEALTH, "step": 400, "feature_std": 0.0045, "view_match": found}
-        verdict = judge([start, end], rows_of(np.full(40, 1.0)), painter)
-        assert verdict.state == state
-    assert (
-        "subtract the mean"
-        in judge([start, {**end, "view_match": 0.734}], rows_of(np.full(40, 1.0)), painter).reason
-    )
+    end = {**HEALTH, "step": 400, "view_match": 0.734, "feature_std": 0.0045}
+    apart = judge([start, end], losses, painter)
+    assert apart.state == "plateaued"
+    assert "centre and scale each dimension" in apart.reason
+    assert judge([start, {**end, "view_match": 0.1}], losses, painter).kind == "complete"
+    assert judge([start, end], losses, recipe_of()).kind == "complete", "who compares views"
 
 
 def test_few_images_of_a_probe_name_a_complete_collapse_alone() -> None:
