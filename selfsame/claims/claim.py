@@ -258,7 +258,7 @@ def entry(
         "checks": checks,
         "arms": {
             arm: [
-                {key: each[key] for key in ("seed", "seconds", "cpu", "numbers") if key in each}
+                {key: each[key] for key in ("seed", "seconds", "cpu", "numbers")}
                 for each in found[arm]
             ]
             for arm in claim.arms

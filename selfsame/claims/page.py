@@ -117,7 +117,7 @@ def how(record: Mapping[str, Any]) -> str:
     """With what the numbers were made."""
     seeds = len(record["seeds"])
     steps = f"{record['steps']:,} steps, " if record["steps"] else ""
-    cpu = [each.get("cpu", each["seconds"]) for runs in record["arms"].values() for each in runs]
+    cpu = [each["cpu"] for runs in record["arms"].values() for each in runs]
     return (
         f"{steps}{seeds} seed{'s' if seeds != 1 else ''}, {statistics.fmean(cpu):.0f} CPU seconds "
         f"an arm and seed; {record['date']}, {record['machine']}, torch "

@@ -24,14 +24,8 @@ LIMIT = 150.0  # seconds of a turn and all cheap ones, on two cores
 
 
 def cost(record: Mapping[str, Any]) -> float:
-    """Seconds of one seed of all arms, on one core; a first run that was slow does not count.
-
-    CPU seconds, where the entry has them: other work on the machine does not count, either.
-    """
-    return sum(
-        statistics.median(each.get("cpu", each["seconds"]) for each in runs)
-        for runs in record["arms"].values()
-    )
+    """CPU seconds of one seed of all arms; a first run that was slow does not count."""
+    return sum(statistics.median(each["cpu"] for each in runs) for runs in record["arms"].values())
 
 
 def always(costs: Mapping[str, float]) -> list[str]:
@@ -85,10 +79,9 @@ def test_what_held_with_every_seed_still_holds(name: str, tmp_path: Path) -> Non
             assert all(now["held"]), f"{now['words']}: {now['values']}, the bar is {now['bar']}"
 
 
-def test_what_a_claim_takes_on_a_machine_of_its_own() -> None:
-    slow_at_first = [{"seconds": x} for x in (40.0, 2.0, 3.0)]
-    beside_others = [{"seconds": 60.0, "cpu": 5.0}]
-    assert cost({"arms": {"a": slow_at_first, "b": beside_others}}) == 8.0
+def test_what_a_claim_takes() -> None:
+    slow_at_first = [{"cpu": x} for x in (40.0, 2.0, 3.0)]
+    assert cost({"arms": {"a": slow_at_first, "b": [{"cpu": 5.0}]}}) == 8.0
 
 
 def test_turns_are_short_and_miss_no_claim() -> None:
