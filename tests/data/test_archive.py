@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import unpack
 from inputs import labels, names, noted, numbers, png, refused
 
 from selfsame.data import Images, Loader, open_labelled, open_source
@@ -320,8 +321,7 @@ def test_imagenette_as_a_tar_and_unpacked(tmp_path: Path) -> None:
     train, test, how = open_labelled(path)
     assert (len(train), len(test), len(train.classes or ())) == (1800, 500, 10)
     assert how.endswith("other files ignored: 1 .json")
-    with tarfile.open(path) as tar:
-        tar.extractall(tmp_path, filter="data")
+    unpack(path, tmp_path)
     unpacked, _, _ = open_labelled(tmp_path)
     assert names(train) == names(unpacked)
     assert labels(train) == labels(unpacked)
