@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from functools import partial
 from typing import cast
 
 import torch
 
-from selfsame import machine
 from selfsame.backbones.vit import ViT, keep_tokens
 from selfsame.claims.claim import Arm, Bars, Check, Claim, Curves, Found, Numbers, Quantity, Setting
-from selfsame.claims.training import DATA, VIT, Learnt, device_of, fresh_views, learn, small
+from selfsame.claims.training import DATA, VIT, Learnt, fresh_views, learn, milliseconds, small
 from selfsame.methods.data2vec2 import Data2Vec2, make_targets
 
 BATCH = 8  # images of a step, and so passes of the teacher
@@ -29,7 +26,7 @@ def arm(masks: int, setting: Setting) -> Found:
         "method.cls_loss=0.0",  # its weight would grow with the masks
     )
     learnt = learn(small("data2vec2", VIT, *settings), setting)
-    step = cost(learnt, device_of(setting))
+    step = cost(learnt)
     numbers = {"step": step, "each": step / BATCH / masks, "explained": explained(learnt)}
     return Found(numbers, {"loss": learnt.curve("loss")})
 
@@ -50,24 +47,11 @@ def explained(learnt: Learnt) -> float:
     return float(1 - error / (y - y.mean((0, 1))).square().mean())
 
 
-def cost(learnt: Learnt, device: torch.device) -> float:
-    """Milliseconds of a step.
-
-    Time is the process's own on a CPU, so that a busy machine counts less; the median of steps.
-    """
+def cost(learnt: Learnt) -> float:
+    """Milliseconds of a step."""
     method, plan = learnt.method().train(), learnt.plan
     views = fresh_views(plan, method, plan.recipe.batch_size)
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    times = []
-    for _ in range(TIMED + TIMED // 3):
-        begin = clock()
-        with machine.autocast(device, plan.recipe.precision):
-            out = method(views, plan.progress(0))
-        out.loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(clock() - begin)
-    return 1000 * statistics.median(times[-TIMED:])
+    return milliseconds(method, plan, views, TIMED)
 
 
 def seen(mean: Numbers) -> str:

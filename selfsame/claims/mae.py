@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from selfsame import machine
 from selfsame.claims.claim import Arm, Bars, Check, Claim, Found, Numbers, Quantity, Setting
-from selfsame.claims.training import DATA, device_of, learn, small
+from selfsame.claims.training import DATA, learn, milliseconds, small
 from selfsame.methods.mae import MAE, TARGET_EPS, Settings, masked_mse, normalize_patches, patchify
 from selfsame.types import Backbone, Output, Progress
 
@@ -58,16 +55,13 @@ def arm(method: str, setting: Setting) -> Found:
     learnt = learn(small(method, VIT, like="mae"), setting)
     numbers = {
         "explained": learnt.late("explained"),
-        **cost(learnt.method().train(), learnt.plan, device_of(setting)),
+        **cost(learnt.method().train(), learnt.plan),
     }
     return Found(numbers, {"explained": learnt.curve("explained")})
 
 
-def cost(method: Any, plan: Any, device: torch.device) -> dict[str, float]:
-    """Tokens that the encoder's blocks see of an image, FLOPs of its forward pass, time of a step.
-
-    Time is the process's own on a CPU, so that a busy machine counts less; the median of steps.
-    """
+def cost(method: Any, plan: Any) -> dict[str, float]:
+    """Tokens of an image that the encoder's blocks see, FLOPs of its forward, time of a step."""
     with plan.images:
         views = plan.views(method, plan.images.batch(torch.arange(plan.recipe.batch_size)), 0)
     seen: list[int] = []
@@ -78,20 +72,10 @@ def cost(method: Any, plan: Any, device: torch.device) -> dict[str, float]:
         method(views, plan.progress(0))
     hook.remove()
     flops = sum(counter.get_flop_counts()[f"{type(method).__name__}.backbone"].values())
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    times = []
-    for _ in range(TIMED + TIMED // 3):
-        begin = clock()
-        with machine.autocast(device, plan.recipe.precision):
-            out = method(views, plan.progress(0))
-        out.loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(clock() - begin)
     return {
         "tokens": seen[0],
         "gflops": flops / FLOPS / plan.recipe.batch_size,
-        "milliseconds": 1000 * statistics.median(times[-TIMED:]),
+        "milliseconds": milliseconds(method, plan, views, TIMED),
     }
 
 
