@@ -54,6 +54,7 @@ from rich.table import Table
 
 import selfsame
 from selfsame import demo, methods
+from selfsame.cli import keep_memory
 from selfsame.data import Images, Loader, open_source
 from selfsame.methods.dino import crops
 from selfsame.types import Batch, Norm
@@ -298,6 +299,7 @@ SAME_DECODER = {"selfsame, fast", "kornia"}  # as "selfsame, exact" and torchvis
 
 def serve(name: str, folder: Path, workers: int, pipe: Connection) -> None:
     """The process of one contestant: answer each case with images per CPU second and second."""
+    keep_memory()  # as the command line does; of all alike
     while True:
         case = pipe.recv()
         start = partial(CONTESTANTS[name], case, folder / case.pictures, workers)
@@ -327,7 +329,6 @@ def compete(
 ) -> list[dict[str, Any]]:
     """Rows of the table: ``rounds`` turns of every contestant at every case, after a first one."""
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of the contestants, whose processes inherit it
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as selfsame's command line has it; of all alike
     context = get_context("spawn")
     processes, pipes = [], {}
     for name in names:

@@ -44,6 +44,7 @@ from rich.table import Table
 from step_peers import LIGHTLY, PLAIN, Step
 
 from selfsame import accumulate, machine, methods, optim, plan
+from selfsame.cli import keep_memory
 from selfsame.plan import Choices
 from selfsame.recipe import with_settings
 
@@ -181,6 +182,7 @@ def took(step: Step, count: int) -> Cost:
 
 def serve(name: str, case: Case, steps: int, threads: int, pipe: Connection) -> None:
     """The process of one contestant at one case: answer each request with a turn."""
+    keep_memory()  # as the command line does; of all alike
     torch.set_num_threads(1)
     torch.manual_seed(0)
     build = CONTESTANTS.get(name)
@@ -205,7 +207,6 @@ def compete(
 ) -> list[dict[str, Any]]:
     """Rows of the table of a case: ``rounds`` turns of every contestant, after a first one."""
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of the contestants, whose processes inherit it
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as selfsame's command line has it; of all alike
     context = get_context("spawn")
     processes, pipes = [], {}
     turns: dict[str, list[dict[str, float]]] = {}

@@ -18,6 +18,7 @@ FLOORS = [
     {
         "lookup",
         "files",
+        "native",
         "lock",
         "interrupt",
         "rng",

@@ -1,4 +1,4 @@
-"""Convolutions of 3x3, as matrix products where the map is so small that libraries are slow."""
+"""Convolutions of 3x3, in training on a CPU in the forms that are faster there."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from selfsame.nn import winograd
+
 SMALL = 2  # pixels: every output then sees every input, and the convolution is a dense layer
 
 
 class Conv3x3(nn.Conv2d):
     """A convolution of 3x3 with a border of zeros and no bias: ``nn.Conv2d`` with its parameters.
 
-    In training on a CPU, maps of `SMALL` pixels a side or less go through one matrix product: there
-    only some of the nine taps meet a pixel, and oneDNN takes two to five times as long, most of it
-    for the gradient of the weights (``LOG.md``). Deep networks on small images have such maps: a
-    ResNet-18 with the ImageNet stem ends with 2x2 and 1x1 on 32 px. Elsewhere, and in what is
-    exported or compiled, it is the convolution itself; both agree to rounding.
+    In training on a CPU it has two other forms, which agree with it to rounding (``LOG.md`` has what
+    they gain). Maps of `SMALL` pixels a side or less, such as a ResNet-18 with the ImageNet stem ends
+    with on 32 px, go through one matrix product: there only some of the nine taps meet a pixel, and
+    oneDNN takes two to five times as long. Larger ones of stride 1 are convolved by
+    `selfsame.nn.winograd`, with 16 products in the place of 36. Elsewhere, and in what is exported
+    or compiled, it is the convolution itself.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -27,13 +30,22 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
-        height, width = x.shape[-2:]
-        dense = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not dense or height != width or height > SMALL:
+        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        weight: Tensor = _Dense.apply(self.weight.to(x.dtype), height, self.stride[0])
+        height, width = x.shape[-2:]
+        if height == width <= SMALL:
+            return self._dense(x)
+        mixed = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if mixed else x.dtype
+        if self.stride == (1, 1) and winograd.fits(x, self.weight, dtype):
+            return winograd.convolve(x.to(dtype), self.weight)
+        return super().forward(x)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        height, stride = x.shape[-2], self.stride[0]
+        weight: Tensor = _Dense.apply(self.weight.to(x.dtype), height, stride)
         y = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight)
-        side = 1 + (height - 1) // self.stride[0]
+        side = 1 + (height - 1) // stride
         return y.view(len(x), side, side, -1).permute(0, 3, 1, 2)
 
 

@@ -1,28 +1,20 @@
 """Views in one pass over each image: ``native.c``, for three channels on a CPU.
 
-It is compiled by the machine's C compiler when it is first needed and kept in the cache folder;
-where there is no compiler, or ``SELFSAME_NATIVE=0``, ``render`` does the same with ``ops``. The two
+Where it cannot be compiled (``selfsame.native``), ``render`` does the same with ``ops``. The two
 agree to rounding, so a run that is to repeat bit for bit stays with one of them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from selfsame.files import cache_folder
+from selfsame.native import library
 from selfsame.types import Norm
 from selfsame.views import ops
 from selfsame.views.draw import HUE, Params
@@ -31,7 +23,6 @@ from selfsame.views.spec import View
 Kernel = Callable[[Tensor, Tensor, Tensor], None]  # uint8 images, ``program``, where to write
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = "-std=c11 -O3 -fno-math-errno -fno-trapping-math -fPIC -shared"
 _AFFINE, _HUE = 1.0, 2.0  # ``enum kind``
 _STEPS = 5  # the four slots and grayscale
 
@@ -39,13 +30,10 @@ _STEPS = 5  # the four slots and grayscale
 @lru_cache(maxsize=1)
 def kernel() -> Kernel | None:
     """The compiled function, None where there is none."""
-    if os.environ.get("SELFSAME_NATIVE", "1") == "0":
+    compiled = library(_SOURCE)
+    if compiled is None:
         return None
-    try:
-        library = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    call = library.make_views
+    call = compiled.make_views
     pointer = ctypes.c_void_p
     call.argtypes = [ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, pointer]
 
@@ -122,41 +110,3 @@ def program(
         (1 / torch.tensor(last.std)).expand(b, 3),
     ]
     return torch.cat([part.float() for part in each], dim=1)
-
-
-def _compiled() -> Path:
-    """The library, from the cache folder or made now.
-
-    Raises:
-        OSError: There is no compiler, or no place to write.
-        subprocess.SubprocessError: It fails.
-    """
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(compiler[0]) is None:
-        raise FileNotFoundError(compiler[0])
-    source = _SOURCE.read_bytes()
-    named = hashlib.sha256(source + f"{compiler} {_FLAGS} {_processor()}".encode()).hexdigest()[:16]
-    library = cache_folder() / f"views-{named}.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=library.parent) as folder:  # others may compile it, too
-            made = Path(folder) / library.name
-            words = [*_FLAGS.split(), str(_SOURCE), "-o", str(made), "-lm"]
-            try:
-                _run([*compiler, "-march=native", *words])
-            except subprocess.CalledProcessError:  # not every compiler knows the processor
-                _run([*compiler, *words])
-            made.replace(library)
-    return library
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-
-def _processor() -> str:
-    """What the compiler's choice of instructions depends on: homes are shared by machines."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return f"{platform.machine()} {platform.processor()} {features}"
