@@ -17,10 +17,10 @@ SMALL = 2  # pixels: every output then sees every input, and the convolution is 
 class Conv3x3(nn.Conv2d):
     """A convolution of 3x3 with a border of zeros and no bias: ``nn.Conv2d`` with its parameters.
 
-    In training on a CPU it has two other forms, which agree with it to rounding (``LOG.md`` has what
-    they gain). Maps of `SMALL` pixels a side or less, such as a ResNet-18 with the ImageNet stem ends
-    with on 32 px, go through one matrix product: there only some of the nine taps meet a pixel, and
-    oneDNN takes two to five times as long. Larger ones of stride 1 are convolved by
+    In training on a CPU it has two other forms, which agree with it to rounding (see ``LOG.md`` for
+    what they gain). Maps of `SMALL` pixels a side or less, such as a ResNet-18 with the ImageNet
+    stem ends with on 32 px, go through one matrix product: there only some of the nine taps meet a
+    pixel, and oneDNN takes two to five times as long. Larger ones of stride 1 are convolved by
     `selfsame.nn.winograd`, with 16 products in the place of 36. Elsewhere, and in what is exported
     or compiled, it is the convolution itself.
     """
