@@ -1,4 +1,4 @@
-"""Convolutions of 3x3, in training on a CPU in the forms that are faster there."""
+"""Convolutions of 3x3, on a CPU in the forms that are faster there."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ SMALL = 2  # pixels: every output then sees every input, and the convolution is 
 class Conv3x3(nn.Conv2d):
     """A convolution of 3x3 with a border of zeros and no bias: ``nn.Conv2d`` with its parameters.
 
-    In training on a CPU it has two other forms, which agree with it to rounding (see ``LOG.md`` for
-    what they gain). Maps of `SMALL` pixels a side or less, such as a ResNet-18 with the ImageNet
-    stem ends with on 32 px, go through one matrix product: there only some of the nine taps meet a
-    pixel, and oneDNN takes two to five times as long. Larger ones of stride 1 are convolved by
-    `selfsame.nn.winograd`, with 16 products in the place of 36. Elsewhere, and in what is exported
-    or compiled, it is the convolution itself.
+    On a CPU it has two other forms, which agree with it to rounding (``LOG.md``: what they gain):
+
+    - Maps of `SMALL` pixels a side or less, such as a ResNet-18 with the ImageNet stem ends with on
+      32 px, go through one matrix product in training: there only some of the nine taps meet a
+      pixel, and oneDNN takes two to five times as long.
+    - Larger ones of stride 1 are convolved by `selfsame.nn.winograd`, with 16 products in the place
+      of 36: in training, and in float32, where it is as exact, in evaluations as well.
+
+    Elsewhere, and in what is traced, exported or compiled, it is the convolution itself.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -30,14 +33,15 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
-        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if type(x) is not Tensor or x.device.type != "cpu" or _is_recorded():
             return super().forward(x)
         height, width = x.shape[-2:]
-        if height == width <= SMALL:
+        if self.training and height == width <= SMALL:
             return self._dense(x)
         mixed = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if mixed else x.dtype
-        if self.stride == (1, 1) and winograd.fits(x, self.weight, dtype):
+        exact = self.training or dtype == torch.float32
+        if exact and self.stride == (1, 1) and winograd.fits(x, self.weight, dtype):
             return winograd.convolve(x.to(dtype), self.weight)
         return super().forward(x)
 
@@ -47,6 +51,11 @@ class Conv3x3(nn.Conv2d):
         y = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight)
         side = 1 + (height - 1) // stride
         return y.view(len(x), side, side, -1).permute(0, 3, 1, 2)
+
+
+def _is_recorded() -> bool:
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_compiling()
 
 
 class _Dense(torch.autograd.Function):

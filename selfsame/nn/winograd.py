@@ -21,7 +21,9 @@ from selfsame.native import library
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}  # ``enum kind``
 _CHANNELS = 16  # the widest vectors
-_LEAST = 32  # channels: with fewer, to transform costs what products save
+# what it takes for the transforms of pixels and of kernels to cost less than products save
+_LEAST_CHANNELS = 32
+_LEAST_TILES = {True: 64, False: 128}  # with gradients, and without
 
 
 class _Job(ctypes.Structure):
@@ -43,15 +45,19 @@ def fits(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
         x: Maps [B, inputs, H, W].
         weight: Kernels [outputs, inputs, 3, 3].
         dtype: To compute in.
+
+    It takes 64 tiles of 2x2 pixels in the batch, 128 without gradients: fewer do not pay for the
+    transform of the kernels.
     """
     outputs, inputs = weight.shape[:2]
+    least = _LEAST_TILES[torch.is_grad_enabled()]
     return (
         x.device.type == weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and dtype in _KINDS
-        and min(inputs, outputs) >= _LEAST
+        and min(inputs, outputs) >= _LEAST_CHANNELS
         and inputs % _CHANNELS == outputs % _CHANNELS == 0
-        and x.numel() > 0
+        and len(x) * -(x.shape[2] // -2) * -(x.shape[3] // -2) >= least
         and x.is_contiguous(memory_format=torch.channels_last)
         and _supports(_KINDS[dtype])
     )

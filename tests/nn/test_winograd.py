@@ -33,7 +33,7 @@ SHAPES = [
 
 
 def supported() -> list[torch.dtype]:
-    x, weight = maps(1, 32, 4, 4), torch.zeros(32, 32, 3, 3)
+    x, weight = maps(8, 32, 8, 8), torch.zeros(32, 32, 3, 3)
     return [dtype for dtype in (torch.float32, torch.bfloat16) if winograd.fits(x, weight, dtype)]
 
 
@@ -146,14 +146,23 @@ def test_the_layer_takes_it_in_training_on_maps_that_fit(monkeypatch: pytest.Mon
     fake = SimpleNamespace(fits=winograd.fits, convolve=convolve)
     monkeypatch.setattr(convolution, "winograd", fake)
     network = ResNet("resnet8", width=32, stem="cifar").to(memory_format=LAST)
-    x = torch.randn(2, 3, 16, 16).to(memory_format=LAST)
+    x = torch.randn(16, 3, 16, 16).to(memory_format=LAST)
     network(x).pooled.sum().backward()
     # not the stem, nor what has stride 2
     assert seen == [(32, 32, 16), (32, 32, 16), (64, 64, 8), (128, 128, 4)]
     seen.clear()
-    network.eval()(x)
-    network.train().double()(x.double())
-    ResNet("resnet8", width=16).train()(x)  # too few channels
+    with torch.no_grad():
+        network.eval()(x)
+    assert [side for _, _, side in seen] == [16, 16, 8]  # the last has 64 tiles alone
+    seen.clear()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(x)  # twice as coarse would be worse
+    with torch.no_grad():
+        network(x[:1])  # too few tiles
+        torch.export.export(network, (x,))
+        torch.fx.symbolic_trace(Conv3x3(32, 32))(maps(16, 32, 16, 16))
+        network.double()(x.double())
+        ResNet("resnet8", width=16)(x)  # too few channels
     assert seen == []
 
 
@@ -176,13 +185,13 @@ def test_a_network_learns_as_without_it(monkeypatch: pytest.MonkeyPatch) -> None
 def test_autocast_decides_what_it_computes_in() -> None:
     layer = Conv3x3(32, 32).to(memory_format=LAST)
     with torch.autocast("cpu", torch.bfloat16):
-        y = layer(maps(2, 32, 8, 8))
+        y = layer(maps(8, 32, 8, 8))
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.dtype == torch.float32
     assert layer.weight.grad.stride() == layer.weight.stride()
-    assert layer(maps(2, 32, 8, 8)).dtype == torch.float32
+    assert layer(maps(8, 32, 8, 8)).dtype == torch.float32
 
 
 def test_without_a_compiler_it_is_pytorchs() -> None:
@@ -193,7 +202,7 @@ os.environ["SELFSAME_NATIVE"] = "0"
 import torch
 from selfsame.nn import winograd
 from selfsame.nn.convolution import Conv3x3
-x = torch.randn(2, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+x = torch.randn(8, 32, 8, 8).contiguous(memory_format=torch.channels_last)
 layer = Conv3x3(32, 32)
 assert not winograd.fits(x, layer.weight, torch.float32)
 assert torch.equal(layer(x), torch.nn.functional.conv2d(x, layer.weight, padding=1))
