@@ -482,6 +482,25 @@ def test_subset() -> None:
 # --- labelled parts
 
 
+def test_parts_of_equal_names_and_sizes_are_not_one_data_set(tmp_path: Path) -> None:
+    for shade, part in enumerate(("train", "test")):
+        for k in range(4):
+            file = tmp_path / part / "ab"[k % 2] / f"{k}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (100 * shade, k, 0)).save(file)
+    train, test, _ = open_labelled(tmp_path)
+    assert [train.name(i) for i in range(4)] == [test.name(i) for i in range(4)]
+    assert train.fingerprint() != test.fingerprint()
+
+
+def test_parts_called_training_and_testing(make_folder: Folder) -> None:
+    counts = {f"{part}/{c}": 2 for part in ("Training", "Testing") for c in ("cat", "dog")}
+    root = make_folder(counts)
+    train, test, how = open_labelled(root)
+    assert train.classes == test.classes == ["cat", "dog"]
+    assert how.startswith("the data's own parts: Training/ and Testing/; 4 train and 4 test images")
+
+
 @pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
 def test_folders_of_their_own(make_folder: Folder, test: str) -> None:
     root = make_folder({"train/a": 3, "train/b": 2, "train/c": 1, f"{test}/c": 2, f"{test}/b": 1})
