@@ -26,7 +26,7 @@ from selfsame.encoder import Encoder, load
 from selfsame.errors import DivergedError, UsageError, unknown
 from selfsame.evals import Data, evaluators, score
 from selfsame.evals.cache import Cache
-from selfsame.evals.subject import subjects
+from selfsame.evals.subject import learnt_from, subjects
 from selfsame.evals.verdict import Verdict
 from selfsame.files import output
 from selfsame.interrupt import Interrupt
@@ -175,6 +175,8 @@ def pretrain(
             plan.keep = keep_teacher
             plan.lay_out(Layout(accumulate, parallel, checkpoint_activations, compile))
         stack.enter_context(plan.images)
+        if labelled is not None and learnt_from(labelled.test, plan.images.source.fingerprint()):
+            plan.notes.append("the test images of --val are trained on, too")
         with dist.agreed():
             checked = plan.images.check()
             built = plan.build()  # what cannot be built leaves no run directory behind
@@ -227,6 +229,7 @@ def pretrain(
             method=plan.recipe.method.name,
             recipe=plan.recipe.hash(),
             data=plan.images.source.fingerprint(),
+            labels=built.labelled,
             step=steps,
             steps=plan.total,
             evaluation=health,
@@ -340,7 +343,7 @@ def evaluate(
     results = {name: score(each, given, chosen.values()) for name, each in found.items()}
     report = {
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "data": given.how,
+        "data": given.how + _seen(encoder.card, given),
         "results": {name: scores for name, scores in results.items() if scores},
         "refused": sum(found["model"].refused.values()),
     }
@@ -464,6 +467,15 @@ def _described(name: str, source: Source) -> str:
     """A part of a data set in words."""
     classes = "no labels" if source.labels is None else f"{len(source.classes or ())} classes"
     return f"{len(source):,} images ({', '.join(filter(None, (name, classes)))})"
+
+
+def _seen(card: Mapping[str, Any], given: Data) -> str:
+    """A warning where the test images were trained on, "" where they were not."""
+    if "labelled" not in vars(given) or not learnt_from(given.labelled.test, card.get("data")):
+        return ""
+    if card.get("labels"):
+        return "; NOT HELD OUT: the model was trained on the test images with their labels"
+    return "; the model has seen the test images in its training, without their labels"
 
 
 def _facts(plan: Plan, data: Any) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def load(
         size = image_size or IMAGE_SIZE
         network = backbones.build(model, image_size=size, channels=channels)
         encoder = Encoder(network, config=None, image_size=size, channels=channels)
-    elif (Path(model) / CARD).is_file():
+    elif (Path(model) / CARD).is_file() and not _went_on(Path(model)):
         encoder = _exported(Path(model), backbone)
     elif (Path(model) / "recipe.toml").is_file():
         encoder = _unfinished(RunDirectory.open(model), backbone)
@@ -505,6 +505,15 @@ def _exported_for(folder: Path) -> str | None:
     return str(json.loads(file.read_text("utf-8"))["format"]) if file.is_file() else None
 
 
+def _went_on(folder: Path) -> bool:
+    """Whether a run has a newer checkpoint than the encoder that it wrote when it was stopped."""
+    newest = checkpoint.latest(RunDirectory(folder).checkpoints)
+    if newest is None or not (folder / "recipe.toml").is_file():
+        return False
+    card = json.loads((folder / CARD).read_text("utf-8"))
+    return checkpoint.step_of(newest) > int(card.get("step", 0))
+
+
 def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     """The encoder in the newest checkpoint of a run that has not ended."""
     recipe = methods.read_recipe(run.recipe)
@@ -518,7 +527,15 @@ def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     )
     if step is None:
         raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
-    return of_recipe(method, recipe, named=backbone is None, classes=run.classes())
+    encoder = of_recipe(method, recipe, named=backbone is None, classes=run.classes())
+    encoder.card = {
+        "method": recipe.method.name,
+        "recipe": recipe.hash(),
+        "data": run.info().get("data", {}).get("fingerprint"),
+        "labels": method.labelled,
+        "step": step,
+    }
+    return encoder
 
 
 def of_recipe(

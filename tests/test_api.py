@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers import textures, tiny_recipe, write_photos
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import selfsame
@@ -233,3 +235,39 @@ def test_the_default_recipe_fits_itself_to_few_images(tmp_path: Path) -> None:
     stored = (out / "recipe.toml").read_text()
     assert "batch_size = 16" in stored
     assert 'stem = "cifar"' in stored
+
+
+def test_a_run_that_went_on_after_a_stop_is_read_at_its_newest_checkpoint(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "a"
+    shutil.copytree(run, copy)
+    weights = load_file(copy / "backbone.safetensors")
+    save_file({k: torch.zeros_like(x) for k, x in weights.items()}, copy / "backbone.safetensors")
+    card = json.loads((copy / "card.json").read_text())
+    (copy / "card.json").write_text(json.dumps(card | {"step": 4}))  # what the stop left
+    picture = sorted(photos.rglob("*.png"))[0]
+    expected = selfsame.load(run, device="cpu").embed(picture)
+    torch.testing.assert_close(selfsame.load(copy, device="cpu").embed(picture), expected)
+    (copy / "card.json").unlink()  # as where there was no stop
+    selfsame.evaluate(copy, photos, protocols=["knn"], controls=False, device="cpu", cache=False)
+    assert json.loads((copy / "eval.jsonl").read_text().splitlines()[-1])["step"] == 10
+
+
+def test_test_images_that_were_trained_on_are_named(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    def said(model: Path, data: Path) -> str:
+        options = {"protocols": ["knn"], "controls": False, "device": "cpu", "cache": False}
+        return str(selfsame.evaluate(model, data, **options)["data"])
+
+    assert said(run, photos).endswith("seen the test images in its training, without their labels")
+    write_photos(tmp_path / "others" / "train", count=12, classes=3)
+    write_photos(tmp_path / "others" / "test", count=6, classes=3)
+    assert "training" not in said(run, tmp_path / "others")
+    recipe, taught = tiny_recipe("supervised", steps=2), tmp_path / "taught"
+    options = {"recipe": recipe, "out": taught, "val": photos, "quiet": True, "device": "cpu"}
+    selfsame.pretrain("supervised", photos, **options)
+    assert "NOT HELD OUT" in said(taught, photos)
+    assert "the test images of --val are trained on" in (taught / "log.txt").read_text()
+    assert selfsame.predict(taught, photos)[0].label in {"class0", "class1", "class2"}

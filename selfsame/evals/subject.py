@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selfsame import machine
-from selfsame.data import Labelled, open_labelled, open_source
+from selfsame.data import Labelled, Subset, open_labelled, open_source
 from selfsame.data.masks import Masked, open_masked
 from selfsame.encoder import Encoder, random_like
 from selfsame.errors import DataError
@@ -76,6 +76,12 @@ class Data:
         if isinstance(self.spec, Labelled | Masked):
             return self.spec.train
         return open_source(self.spec)
+
+
+def learnt_from(source: Source, trained_on: str | None) -> bool:
+    """Whether images, or the whole that they are a part of, are those of a fingerprint."""
+    whole = source.source if isinstance(source, Subset) else source
+    return trained_on in (source.fingerprint(), whole.fingerprint())
 
 
 class Subject:
