@@ -326,10 +326,11 @@ def evaluate(
         cache: keep features on the disk (``$SELFSAME_CACHE``) and take them from there.
 
     Returns:
-        ``model``, ``data``, ``results``, ``cache`` and ``refused``, the number of images left out
-        because they cannot be read. ``results`` has the scores of the model and each control as
-        fractions, with 95 % bootstrap intervals over test images as ``NAME_interval``. Where the
-        model is a run, the result is appended to its ``eval.jsonl`` as well.
+        ``model``, ``data`` in words and its ``fingerprint``, ``seen``, a warning where the test
+        images were trained on, ``settings``, ``results``, ``cache`` and ``refused``, the number of
+        images left out because they cannot be read. ``results`` has the scores of the model and
+        each control as fractions, with 95 % bootstrap intervals over test images as
+        ``NAME_interval``. Where the model is a run, the result is appended to its ``eval.jsonl``.
 
     Raises:
         UsageError: an unknown protocol or option, or a model that cannot be loaded.
@@ -343,7 +344,10 @@ def evaluate(
     results = {name: score(each, given, chosen.values()) for name, each in found.items()}
     report = {
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "data": given.how + _seen(encoder.card, given),
+        "data": given.how,
+        "fingerprint": given.fingerprint(),
+        "seen": _seen(encoder.card, given),
+        "settings": list(settings),
         "results": {name: scores for name, scores in results.items() if scores},
         "refused": sum(found["model"].refused.values()),
     }
@@ -469,13 +473,13 @@ def _described(name: str, source: Source) -> str:
     return f"{len(source):,} images ({', '.join(filter(None, (name, classes)))})"
 
 
-def _seen(card: Mapping[str, Any], given: Data) -> str:
-    """A warning where the test images were trained on, "" where they were not."""
+def _seen(card: Mapping[str, Any], given: Data) -> str | None:
+    """A warning where the test images were trained on."""
     if "labelled" not in vars(given) or not learnt_from(given.labelled.test, card.get("data")):
-        return ""
+        return None
     if card.get("labels"):
-        return "; NOT HELD OUT: the model was trained on the test images with their labels"
-    return "; the model has seen the test images in its training, without their labels"
+        return "NOT HELD OUT: the model was trained on the test images with their labels"
+    return "the model has seen the test images in its training, without their labels"
 
 
 def _facts(plan: Plan, data: Any) -> dict[str, Any]:

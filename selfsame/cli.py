@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -321,10 +322,11 @@ def _after(result: Any, out: Path, report: bool) -> None:
         raise typer.Exit(128 + (result.signal or 2))
     if int(os.environ.get("RANK", "0")):
         return
-    _say(f"next       selfsame evaluate {out} LABELLED/")
-    _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
+    run = shlex.quote(str(out))
+    _say(f"next       selfsame evaluate {run} LABELLED/")
+    _say(f"           selfsame embed {run} PHOTOS/ -o embeddings.parquet")
     if not report:
-        _say(f"           selfsame report {out}")
+        _say(f"           selfsame report {run}")
 
 
 @app.command()
@@ -446,8 +448,9 @@ def embed(
     _say(f"{done['images']:,} vectors of {done['dim']} in {out}")
     if done["refused"]:
         _say(f"{done['refused']} images could not be read and are left out; the file lists them")
-    _say(f"next       selfsame search {out} PHOTO.jpg")
-    _say(f"           selfsame dedup {out}, outliers {out}, select {out} -n 100")
+    file = shlex.quote(str(out))
+    _say(f"next       selfsame search {file} PHOTO.jpg")
+    _say(f"           selfsame dedup {file}, outliers {file}, select {file} -n 100")
 
 
 @app.command()
@@ -683,7 +686,7 @@ def pack(
     except KeyboardInterrupt:
         _say(f"\nstopped    {out} is as it was")
         raise typer.Exit(130) from None
-    _say(f"next       selfsame pretrain simclr {out} --out runs/a")
+    _say(f"next       selfsame pretrain simclr {shlex.quote(str(out))} --out runs/a")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -48,6 +49,14 @@ class Data:
         if "images" in vars(self):
             found.append(f"{len(self.images)} images without their labels")
         return "; ".join(found)
+
+    def fingerprint(self) -> str:
+        """A short hash of all that was opened: equal where scores may be compared."""
+        parts = [part for part in (vars(self).get("labelled"), vars(self).get("masked")) if part]
+        sources = [source for part in parts for source in (part.train, part.test)]
+        sources += [vars(self)["images"]] if "images" in vars(self) else []
+        text = " ".join(source.fingerprint() for source in sources)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def labelled(self) -> Labelled:

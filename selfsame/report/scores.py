@@ -8,7 +8,15 @@ from typing import Any
 from selfsame.report import record as words
 from selfsame.report.document import scroll, share, swatch, tabs
 from selfsame.report.html import Html, join, tag
-from selfsame.report.record import Record, Table, number, numbers, percent, title
+from selfsame.report.record import (
+    Record,
+    Table,
+    not_comparable,
+    number,
+    numbers,
+    percent,
+    title,
+)
 
 TROUBLE = ("collapsed", "unstable")  # states that a page shows in red
 
@@ -124,6 +132,7 @@ def _table(table: Table) -> Html:
             scroll("All numbers", tag("table", tag("tr", tag("td"), *names), *lines)),
         )
     caption = f"{table.protocol.replace(',', ', ')} at step {table.step:,}; {table.data}"
+    caption += f"; {table.seen}" if table.seen else ""
     scores = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="scores")
     return join(
         tag("p", caption, class_="muted small"),  # no <caption>: it would be as wide as the table
@@ -217,4 +226,12 @@ def _comparison(records: Sequence[Record]) -> Html:
         else None
     )
     note = "The newest value of each score; intervals are 95 %, over test images. Best in bold."
-    return join(scroll("Scores of all runs", table), tag("p", note, class_="muted small"), details)
+    apart = ", ".join(map(title, not_comparable(scores)))
+    return join(
+        scroll("Scores of all runs", table),
+        tag("p", tag("b", "Not comparable"), f", measured on different data: {apart}.")
+        if apart
+        else None,
+        tag("p", note, class_="muted small"),
+        details,
+    )
