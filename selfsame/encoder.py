@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selfsame import backbones, checkpoint, dist, machine, methods, sharded
 from selfsame.backbones.lora import add_lora, merged
-from selfsame.data import Images, open_source
+from selfsame.data import Images, open_source, place
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, UsageError
 from selfsame.files import atomic, reason, refused
@@ -313,6 +313,7 @@ def load(
             "config.json; weights of a named network go with --weights",
         )
     else:
+        refuse_missing(model)
         encoder = _named(str(model), weights, image_size, channels)
     encoder = encoder.to(chosen).eval()
     return encoder.to(memory_format=torch.channels_last)
@@ -503,6 +504,20 @@ def _exported_for(folder: Path) -> str | None:
     """The format of a folder that ``selfsame.export`` wrote, None of any other."""
     file = folder / EXPORT
     return str(json.loads(file.read_text("utf-8"))["format"]) if file.is_file() else None
+
+
+def refuse_missing(model: str | Path) -> None:
+    """Raise a UsageError for what is written as a path, not as the name of a network."""
+    text = str(model)
+    library, slash, _ = text.replace("\\", "/").partition("/")
+    named = slash and library in ("timm", "torchvision", "transformers")
+    if named or not (slash or Path(text).suffix in (".pt", ".pth", ".bin", ".safetensors")):
+        return
+    try:
+        place.require(text)
+    except DataError as error:
+        tip = f"{error.tip}; networks are timm/NAME, torchvision/NAME or transformers/NAME"
+        raise UsageError(str(error), tip=tip) from None
 
 
 def _went_on(folder: Path) -> bool:

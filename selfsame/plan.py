@@ -31,6 +31,7 @@ from selfsame.encoder import (
     initial,
     load,
     load_teacher,
+    refuse_missing,
 )
 from selfsame.errors import DataError, UsageError
 from selfsame.files import cache_folder
@@ -493,6 +494,8 @@ def _begun(recipe: Recipe, init: str, choices: Choices) -> Recipe:
     """
     asked = choices.backbone
     hub = not Path(init).exists()
+    if hub:
+        refuse_missing(init)
     if hub or (Path(init) / "config.json").is_file():
         name = init if hub else f"{backbones.TRANSFORMERS}{init}"
         if hub and "/" not in init:

@@ -135,7 +135,7 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
         ),
         (
             "evaluate {new} {photos}",
-            "error: unknown library of networks '*'\n*",
+            "error: '{new}' does not exist\ntip: *; networks are timm/NAME, *\n",
         ),
         (
             "recipes simclr --scale medium",
