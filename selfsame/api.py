@@ -282,8 +282,9 @@ def distill(
         UsageError: a teacher or a student that does not go with the loss or the images; and as
             ``pretrain``.
     """
-    if not methods.find(loss).taught:
-        raise unknown("loss", loss, [name for name in methods.METHODS if methods.find(name).taught])
+    losses = [name for name in methods.METHODS if methods.find(name).taught]
+    if ":" not in loss and loss not in losses:
+        raise unknown("loss", loss, losses)
     fields = {"view_sets": view_sets, "method.alpha": alpha, "method.temperature": temperature}
     chosen = [f"{name}={value}" for name, value in fields.items() if value is not None]
     return pretrain(
@@ -490,6 +491,7 @@ def _facts(plan: Plan, data: Any) -> dict[str, Any]:
         "layout": plan.layout._asdict(),
         "views": "compiled" if plan.device.type == "cpu" and kernel() else "operations",
         "recipe": plan.recipe.hash(),
+        "classes": None if plan.classes is None else list(plan.classes),  # of its classifier
         "data": {
             "images": len(source),
             "fingerprint": source.fingerprint(),

@@ -25,7 +25,7 @@ from selfsame.nn.classify import Classifier, restore
 from selfsame.nn.positions import resize_positions
 from selfsame.nn.taught import Taught, TaughtConfig
 from selfsame.nn.teacher import Teacher
-from selfsame.recipe import BackboneConfig, Recipe
+from selfsame.recipe import BackboneConfig, MethodConfig, Recipe
 from selfsame.run import RunDirectory
 from selfsame.types import Backbone, Batch, Features, Method, Norm, Source
 from selfsame.views import eval_view
@@ -432,9 +432,7 @@ def load_teacher(config: TaughtConfig) -> Encoder:
             tip=f"selfsame distill TEACHER DATA --loss {config.name}",
         )
     encoder = load(config.teacher, device="cpu")
-    asks = methods.find(config.name)
-    classes = config.alpha > 0 or (issubclass(asks, Taught) and "logits" in asks.wanted(config))
-    if classes and encoder.head is None and not Path(config.teacher).exists():
+    if asks_for_classes(config) and encoder.head is None and not Path(config.teacher).exists():
         found = backbones.pretrained_classifier(config.teacher)
         state = {} if found is None else found.state_dict()
         encoder.head = _classifier_among({f"fc.{k}": v for k, v in state.items()}, encoder.dim)
@@ -444,6 +442,14 @@ def load_teacher(config: TaughtConfig) -> Encoder:
             tip="begin a new run with another --out",
         )
     return encoder
+
+
+def asks_for_classes(config: MethodConfig) -> bool:
+    """Whether a student learns what its teacher says of the classes."""
+    if not isinstance(config, TaughtConfig):
+        return False
+    method = methods.find(config.name)
+    return config.alpha > 0 or (issubclass(method, Taught) and "logits" in method.wanted(config))
 
 
 def _build(
