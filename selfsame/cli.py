@@ -7,6 +7,7 @@ run that was stopped has a checkpoint, where training had begun, and ``--resume`
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -802,6 +803,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     # PyTorch reads it once: large tensors on huge pages, which are many times quicker to get
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that the terminal cannot spell
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # a command ends with Exit(code), which comes back as the code outside standalone mode
         return int(app(arguments, prog_name="selfsame", standalone_mode=False) or 0)
@@ -815,6 +818,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         sys.stderr.close()
         return 0
+    except SystemExit as stop:  # the parser's own form of the same
+        if isinstance(stop.__context__, BrokenPipeError):
+            return 0
+        raise
 
 
 def _usage(error: Any) -> UsageError:

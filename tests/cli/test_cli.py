@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -369,3 +370,13 @@ def test_doctor_looks_without_training(
     ):
         assert words in said, said
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_terminal_that_cannot_spell_a_name_gets_it_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["--version"]) == 0
+    print("caf\u00e9", flush=True)
+    assert raw.getvalue().splitlines()[-1] == b"caf\\xe9"
