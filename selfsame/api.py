@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from selfsame import dist, machine, methods
@@ -156,6 +157,9 @@ def pretrain(
         init,
     )
     with ExitStack() as stack:
+        stack.enter_context(
+            torch.random.fork_rng(devices=[])
+        )  # the caller's numbers go on as before
         with dist.agreed():
             if epochs is not None and steps is not None:
                 raise UsageError("give either epochs or steps, not both")

@@ -254,6 +254,15 @@ def test_a_run_that_went_on_after_a_stop_is_read_at_its_newest_checkpoint(
     assert json.loads((copy / "eval.jsonl").read_text().splitlines()[-1])["step"] == 10
 
 
+def test_a_run_leaves_the_callers_random_numbers_alone(photos: Path, tmp_path: Path) -> None:
+    options = {"recipe": tiny_recipe("simclr", steps=1), "quiet": True, "device": "cpu"}
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    selfsame.pretrain("simclr", photos, out=tmp_path / "a", **options)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_test_images_that_were_trained_on_are_named(
     run: Path, photos: Path, tmp_path: Path
 ) -> None:
