@@ -289,6 +289,7 @@ def load(
     chosen = machine.device(device)
     if not isinstance(model, nn.Module) and Path(model).name == WEIGHTS:
         model = Path(model).parent
+    _refuse_options(model, weights, image_size)
     if isinstance(model, Encoder):
         encoder = model
     elif isinstance(model, nn.Module):
@@ -510,6 +511,22 @@ def _exported_for(folder: Path) -> str | None:
     """The format of a folder that ``selfsame.export`` wrote, None of any other."""
     file = folder / EXPORT
     return str(json.loads(file.read_text("utf-8"))["format"]) if file.is_file() else None
+
+
+def _refuse_options(
+    model: str | Path | nn.Module, weights: str | Path | None, image_size: int | None
+) -> None:
+    """Raise a UsageError for options of named networks where they would be passed over."""
+    module = isinstance(model, nn.Module)
+    folder = None if isinstance(model, nn.Module) else Path(model)
+    if folder and not any((folder / name).is_file() for name in (CARD, "recipe.toml")):
+        return
+    name = type(model).__name__ if module else model
+    tip = "they are for the name of a network: timm/NAME"
+    if weights is not None:
+        raise UsageError(f"{name} has weights of its own, not those of {weights}", tip=tip)
+    if image_size is not None and not module:
+        raise UsageError(f"{name} has an input size of its own, not {image_size} px", tip=tip)
 
 
 def refuse_missing(model: str | Path) -> None:

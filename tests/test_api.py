@@ -254,6 +254,15 @@ def test_a_run_that_went_on_after_a_stop_is_read_at_its_newest_checkpoint(
     assert json.loads((copy / "eval.jsonl").read_text().splitlines()[-1])["step"] == 10
 
 
+def test_options_that_would_be_passed_over_are_refused(run: Path, photos: Path) -> None:
+    with pytest.raises(UsageError, match="weights of its own"):
+        selfsame.evaluate(run, photos, weights=run / "backbone.safetensors", cache=False)
+    with pytest.raises(UsageError, match=r"size of its own, not 64 px"):
+        selfsame.evaluate(run, photos, image_size=64, cache=False)
+    with pytest.raises(UsageError, match="weights of its own"):
+        selfsame.load(nn.Flatten(), weights="other.safetensors")
+
+
 def test_a_run_leaves_the_callers_random_numbers_alone(photos: Path, tmp_path: Path) -> None:
     options = {"recipe": tiny_recipe("simclr", steps=1), "quiet": True, "device": "cpu"}
     torch.manual_seed(7)
