@@ -68,8 +68,7 @@ def _facts(record: Record) -> Html:
     facts.append(("training time", words.duration(record.seconds)))
     health = record.health
     if "rankme" in health:
-        width = f" of {health['dim']:.0f}" if "dim" in health else ""
-        facts.append(("RankMe", number(health["rankme"]) + width))
+        facts.append(("RankMe", _rankme(health)))
     for key, score in list(record.scores().items())[:3]:
         facts.append((title(key), percent(score.value)))
     return tag(
@@ -77,6 +76,12 @@ def _facts(record: Record) -> Html:
         [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts],
         class_="facts",
     )
+
+
+def _rankme(health: Mapping[str, float]) -> str:
+    """RankMe, of what it can be: the features' width, or the images where those are fewer."""
+    most = [health[key] for key in ("dim", "images") if key in health]
+    return number(health["rankme"]) + (f" of {min(most):.0f}" if most else "")
 
 
 def evaluation(records: Sequence[Record]) -> Html:
@@ -194,8 +199,7 @@ def _comparison(records: Sequence[Record]) -> Html:
             mark = "best" if own[key].value == best[key] else None
             cells.append(tag("td", _scored(shown, key, top[key] or 1.0), class_=mark))
         health = record.health
-        width = f" of {health['dim']:.0f}" if "dim" in health else ""
-        rank = number(health["rankme"]) + width if "rankme" in health else "-"
+        rank = _rankme(health) if "rankme" in health else "-"
         rows.append(
             tag(
                 "tr",
