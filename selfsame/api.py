@@ -27,7 +27,7 @@ from selfsame.encoder import Encoder, load
 from selfsame.errors import DivergedError, UsageError, unknown
 from selfsame.evals import Data, evaluators, score
 from selfsame.evals.cache import Cache
-from selfsame.evals.subject import learnt_from, subjects
+from selfsame.evals.subject import learnt_from, seen, subjects
 from selfsame.evals.verdict import Verdict
 from selfsame.files import output
 from selfsame.interrupt import Interrupt
@@ -351,7 +351,7 @@ def evaluate(
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
         "data": given.how,
         "fingerprint": given.fingerprint(),
-        "seen": _seen(encoder.card, given),
+        "seen": seen(encoder, given.labelled.test) if "labelled" in vars(given) else None,
         "settings": list(settings),
         "results": {name: scores for name, scores in results.items() if scores},
         "refused": sum(found["model"].refused.values()),
@@ -476,15 +476,6 @@ def _described(name: str, source: Source) -> str:
     """A part of a data set in words."""
     classes = "no labels" if source.labels is None else f"{len(source.classes or ())} classes"
     return f"{len(source):,} images ({', '.join(filter(None, (name, classes)))})"
-
-
-def _seen(card: Mapping[str, Any], given: Data) -> str | None:
-    """A warning where the test images were trained on."""
-    if "labelled" not in vars(given) or not learnt_from(given.labelled.test, card.get("data")):
-        return None
-    if card.get("labels"):
-        return "NOT HELD OUT: the model was trained on the test images with their labels"
-    return "the model has seen the test images in its training, without their labels"
 
 
 def _facts(plan: Plan, data: Any) -> dict[str, Any]:

@@ -93,6 +93,15 @@ def learnt_from(source: Source, trained_on: str | None) -> bool:
     return trained_on in (source.fingerprint(), whole.fingerprint())
 
 
+def seen(encoder: Encoder, test: Source) -> str | None:
+    """A warning where an encoder was trained on the test images, as far as its card tells."""
+    if not learnt_from(test, encoder.card.get("data")):
+        return None
+    if encoder.card.get("labels"):
+        return "NOT HELD OUT: the model was trained on the test images with their labels"
+    return "the model has seen the test images in its training, without their labels"
+
+
 class Subject:
     """An encoder and the features that were asked of it, computed once.
 
