@@ -436,7 +436,9 @@ def embed(
     the images.
     """
     import selfsame
+    from selfsame.files import check_output
 
+    check_output(out)  # before hours of work
     try:
         done = selfsame.embed(
             model, _data(data), out, dtype=dtype, batch_size=batch_size, device=device, quiet=False
@@ -809,6 +811,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a command ends with Exit(code), which comes back as the code outside standalone mode
         return int(app(arguments, prog_name="selfsame", standalone_mode=False) or 0)
     except ClickUsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `selfsame` alone
+            _say(error.format_message())
+            return 2
         return _refuse(_usage(error), arguments)
     except SelfsameError as error:
         return _refuse(error, arguments)

@@ -381,3 +381,21 @@ def test_a_terminal_that_cannot_spell_a_name_gets_it_escaped(
     assert main(["--version"]) == 0
     print("caf\u00e9", flush=True)
     assert raw.getvalue().splitlines()[-1] == b"caf\\xe9"
+
+
+def test_a_picture_is_not_replaced(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = sorted(photos.rglob("*.png"))[0]
+    before = picture.read_bytes()
+    for command in (f"embed {run} {photos} -o", f"report {run} --images 0 --out"):
+        assert main([*command.split(), str(picture)]) == 2
+        assert "is a picture and would be replaced" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
+def test_no_command_is_no_error_but_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Usage: selfsame")
+    assert "error" not in said
