@@ -89,8 +89,10 @@ class Data:
 
 def learnt_from(source: Source, trained_on: str | None) -> bool:
     """Whether images, or the whole that they are a part of, are those of a fingerprint."""
+    if trained_on is None:
+        return False
     whole = source.source if isinstance(source, Subset) else source
-    return trained_on in (source.fingerprint(), whole.fingerprint())
+    return whole.fingerprint() == trained_on or source.fingerprint() == trained_on
 
 
 def seen(encoder: Encoder, test: Source) -> str | None:

@@ -558,3 +558,18 @@ def test_no_labels(make_folder: Folder) -> None:
 
 def test_nothing_to_test_on(make_folder: Folder) -> None:
     assert "nothing to test on" in str(refused(make_folder({"a": 1, "b": 1}), open_labelled))
+
+
+@pytest.mark.parametrize("label", [[0, 1], None, {"a": 1}])
+def test_several_labels_an_image_are_none(label: object) -> None:
+    class Several:
+        targets = (label,) * 4
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, object]:
+            return np.full((8, 8, 3), i, np.uint8), label
+
+    assert len(open_source(Several())) == 4  # for learning without labels they are no hindrance
+    assert "label" in str(refused(Several(), open_labelled))
