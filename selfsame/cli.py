@@ -439,6 +439,7 @@ def embed(
     from selfsame.files import check_output
 
     check_output(out)  # before hours of work
+    _tell_unused(data)
     try:
         done = selfsame.embed(
             model, _data(data), out, dtype=dtype, batch_size=batch_size, device=device, quiet=False
@@ -596,6 +597,7 @@ def predict(
     from selfsame.classifier import predictions
     from selfsame.index.show import show_predictions
 
+    _tell_unused(images)
     found = predictions(classifier, _data(images), device=device)
     show_predictions(found, out, json_)
 
@@ -857,6 +859,18 @@ def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
 
 def _data(paths: list[str]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else paths
+
+
+def _tell_unused(paths: list[str]) -> None:
+    """Say which of the images are left out: of data with parts, those for testing."""
+    from selfsame.data import open_source
+
+    notes: list[str] = []
+    open_source(_data(paths), notes)
+    if int(os.environ.get("RANK", "0")) == 0:
+        for note in notes:
+            if not note.startswith("labels"):
+                _say(f"note       {note}")
 
 
 def _maybe(paths: list[str] | None) -> str | list[str] | None:

@@ -399,3 +399,14 @@ def test_no_command_is_no_error_but_help(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert said.startswith("Usage: selfsame")
     assert "error" not in said
+
+
+def test_embed_says_that_a_part_is_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        write_photos(tmp_path / "both" / part, count=4)
+    assert main(["embed", str(run), str(tmp_path / "both"), "-o", str(tmp_path / "x.parquet")]) == 0
+    said = capsys.readouterr().err
+    assert "note       only the part train/; test/ is left for evaluation" in said
+    assert "4 vectors" in said
