@@ -168,6 +168,11 @@ def open_files(found: Sequence[Found]) -> Parts:
             rows.append(Row(mark, title, single, len(loose)))
             loose.append(path)
         else:
+            unpacked, end = os.path.splitext(path)
+            if end.lower() in (".gz", ".bz2", ".xz", ".zst"):
+                raise DataError(
+                    f"'{path}' is compressed", tip=f"decompress it once, and give '{unpacked}'"
+                )
             raise DataError(
                 f"'{path}' is not an image file",
                 tip=f"image files end in {', '.join(sorted(IMAGE_EXTENSIONS))}; arrays in .npy, "

@@ -165,6 +165,13 @@ def test_tips_for_folders_without_images(tmp_path: Path, name: str, tip: str) ->
     assert tip in str(error.tip)
 
 
+def test_a_compressed_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.npz.xz").write_bytes(b"\xfd7zXZ")
+    error = refused(tmp_path / "a.npz.xz")
+    assert str(error).endswith("a.npz.xz' is compressed")
+    assert str(error.tip).endswith("a.npz'")
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
     path.write_text("x")
