@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from selfsame import dist, machine, methods
@@ -26,7 +27,7 @@ from selfsame.encoder import Encoder, load
 from selfsame.errors import DivergedError, UsageError, unknown
 from selfsame.evals import Data, evaluators, score
 from selfsame.evals.cache import Cache
-from selfsame.evals.subject import subjects
+from selfsame.evals.subject import learnt_from, seen, subjects
 from selfsame.evals.verdict import Verdict
 from selfsame.files import output
 from selfsame.interrupt import Interrupt
@@ -156,6 +157,9 @@ def pretrain(
         init,
     )
     with ExitStack() as stack:
+        stack.enter_context(
+            torch.random.fork_rng(devices=[])
+        )  # the caller's numbers go on as before
         with dist.agreed():
             if epochs is not None and steps is not None:
                 raise UsageError("give either epochs or steps, not both")
@@ -175,6 +179,8 @@ def pretrain(
             plan.keep = keep_teacher
             plan.lay_out(Layout(accumulate, parallel, checkpoint_activations, compile))
         stack.enter_context(plan.images)
+        if labelled is not None and learnt_from(labelled.test, plan.images.source.fingerprint()):
+            plan.notes.append("the test images of --val are trained on, too")
         with dist.agreed():
             checked = plan.images.check()
             built = plan.build()  # what cannot be built leaves no run directory behind
@@ -227,6 +233,7 @@ def pretrain(
             method=plan.recipe.method.name,
             recipe=plan.recipe.hash(),
             data=plan.images.source.fingerprint(),
+            labels=built.labelled,
             step=steps,
             steps=plan.total,
             evaluation=health,
@@ -279,8 +286,9 @@ def distill(
         UsageError: a teacher or a student that does not go with the loss or the images; and as
             ``pretrain``.
     """
-    if not methods.find(loss).taught:
-        raise unknown("loss", loss, [name for name in methods.METHODS if methods.find(name).taught])
+    losses = [name for name in methods.METHODS if methods.find(name).taught]
+    if ":" not in loss and loss not in losses:
+        raise unknown("loss", loss, losses)
     fields = {"view_sets": view_sets, "method.alpha": alpha, "method.temperature": temperature}
     chosen = [f"{name}={value}" for name, value in fields.items() if value is not None]
     return pretrain(
@@ -323,10 +331,11 @@ def evaluate(
         cache: keep features on the disk (``$SELFSAME_CACHE``) and take them from there.
 
     Returns:
-        ``model``, ``data``, ``results``, ``cache`` and ``refused``, the number of images left out
-        because they cannot be read. ``results`` has the scores of the model and each control as
-        fractions, with 95 % bootstrap intervals over test images as ``NAME_interval``. Where the
-        model is a run, the result is appended to its ``eval.jsonl`` as well.
+        ``model``, ``data`` in words and its ``fingerprint``, ``seen``, a warning where the test
+        images were trained on, ``settings``, ``results``, ``cache`` and ``refused``, the number of
+        images left out because they cannot be read. ``results`` has the scores of the model and
+        each control as fractions, with 95 % bootstrap intervals over test images as
+        ``NAME_interval``. Where the model is a run, the result is appended to its ``eval.jsonl``.
 
     Raises:
         UsageError: an unknown protocol or option, or a model that cannot be loaded.
@@ -341,6 +350,9 @@ def evaluate(
     report = {
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
         "data": given.how,
+        "fingerprint": given.fingerprint(),
+        "seen": seen(encoder, given.labelled.test) if "labelled" in vars(given) else None,
+        "settings": list(settings),
         "results": {name: scores for name, scores in results.items() if scores},
         "refused": sum(found["model"].refused.values()),
     }
@@ -474,6 +486,7 @@ def _facts(plan: Plan, data: Any) -> dict[str, Any]:
         "layout": plan.layout._asdict(),
         "views": "compiled" if plan.device.type == "cpu" and kernel() else "operations",
         "recipe": plan.recipe.hash(),
+        "classes": None if plan.classes is None else list(plan.classes),  # of its classifier
         "data": {
             "images": len(source),
             "fingerprint": source.fingerprint(),

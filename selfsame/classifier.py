@@ -27,7 +27,8 @@ K, TEMPERATURE = 20, 0.07  # of the kNN classifier: the headline's of `evaluate`
 ENOUGH_TO_JUDGE = 30  # held-out images: with fewer an accuracy says next to nothing
 ENOUGH_TO_CALIBRATE = 100  # held-out images from which one number, the temperature, is learnt
 BINS = 15  # of the calibration error
-TRAINED = ("method", "recipe", "data", "step", "steps", "evaluation")  # kept of the encoder's card
+# kept of the encoder's card
+TRAINED = ("method", "recipe", "data", "labels", "step", "steps", "evaluation")
 
 
 class Fitted(NamedTuple):

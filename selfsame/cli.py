@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -323,10 +325,11 @@ def _after(result: Any, out: Path, report: bool) -> None:
         raise typer.Exit(128 + (result.signal or 2))
     if int(os.environ.get("RANK", "0")):
         return
-    _say(f"next       selfsame evaluate {out} LABELLED/")
-    _say(f"           selfsame embed {out} PHOTOS/ -o embeddings.parquet")
+    run = shlex.quote(str(out))
+    _say(f"next       selfsame evaluate {run} LABELLED/")
+    _say(f"           selfsame embed {run} PHOTOS/ -o embeddings.parquet")
     if not report:
-        _say(f"           selfsame report {out}")
+        _say(f"           selfsame report {run}")
 
 
 @app.command()
@@ -435,7 +438,10 @@ def embed(
     the images.
     """
     import selfsame
+    from selfsame.files import check_output
 
+    check_output(out)  # before hours of work
+    _tell_unused(data)
     try:
         done = selfsame.embed(
             model, _data(data), out, dtype=dtype, batch_size=batch_size, device=device, quiet=False
@@ -448,8 +454,9 @@ def embed(
     _say(f"{done['images']:,} vectors of {done['dim']} in {out}")
     if done["refused"]:
         _say(f"{done['refused']} images could not be read and are left out; the file lists them")
-    _say(f"next       selfsame search {out} PHOTO.jpg")
-    _say(f"           selfsame dedup {out}, outliers {out}, select {out} -n 100")
+    file = shlex.quote(str(out))
+    _say(f"next       selfsame search {file} PHOTO.jpg")
+    _say(f"           selfsame dedup {file}, outliers {file}, select {file} -n 100")
 
 
 @app.command()
@@ -592,6 +599,7 @@ def predict(
     from selfsame.classifier import predictions
     from selfsame.index.show import show_predictions
 
+    _tell_unused(images)
     found = predictions(classifier, _data(images), device=device)
     show_predictions(found, out, json_)
 
@@ -685,7 +693,7 @@ def pack(
     except KeyboardInterrupt:
         _say(f"\nstopped    {out} is as it was")
         raise typer.Exit(130) from None
-    _say(f"next       selfsame pretrain simclr {out} --out runs/a")
+    _say(f"next       selfsame pretrain simclr {shlex.quote(str(out))} --out runs/a")
 
 
 @app.command()
@@ -814,10 +822,15 @@ def keep_memory() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     keep_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that the terminal cannot spell
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # a command ends with Exit(code), which comes back as the code outside standalone mode
         return int(app(arguments, prog_name="selfsame", standalone_mode=False) or 0)
     except ClickUsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `selfsame` alone
+            _say(error.format_message())
+            return 2
         return _refuse(_usage(error), arguments)
     except SelfsameError as error:
         return _refuse(error, arguments)
@@ -827,6 +840,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         sys.stderr.close()
         return 0
+    except SystemExit as stop:  # the parser's own form of the same
+        if isinstance(stop.__context__, BrokenPipeError):
+            return 0
+        raise
 
 
 def _usage(error: Any) -> UsageError:
@@ -857,6 +874,18 @@ def _refuse(error: SelfsameError, arguments: Sequence[str] | None) -> int:
 
 def _data(paths: list[str]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else paths
+
+
+def _tell_unused(paths: list[str]) -> None:
+    """Say which of the images are left out: of data with parts, those for testing."""
+    from selfsame.data import open_source
+
+    notes: list[str] = []
+    open_source(_data(paths), notes)
+    if int(os.environ.get("RANK", "0")) == 0:
+        for note in notes:
+            if not note.startswith("labels"):
+                _say(f"note       {note}")
 
 
 def _maybe(paths: list[str] | None) -> str | list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -57,13 +58,14 @@ class Console:
 
     def _show(self, line: str, done: int, total: int) -> None:
         if sys.stderr.isatty() and not self.quiet:
+            line = fitted(line, shutil.get_terminal_size().columns - 1)
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
             self._open = True
             if done == total:
                 self._close()
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
-            self.say(line)
+            self.say(line.rstrip())
 
     def _left(self, now: float, done: int, total: int) -> str:
         """Time left, from the speed since the first progress line."""
@@ -79,3 +81,14 @@ class Console:
         if self._open:
             print(file=sys.stderr, flush=True)
             self._open = False
+
+
+def fitted(line: str, width: int) -> str:
+    """A line of fields, two spaces apart, within a width: what would break could not be redrawn.
+
+    The first and the last field are the last to go.
+    """
+    fields = line.split("  ")
+    while len(fields) > 2 and len("  ".join(fields)) > width:
+        del fields[-2]
+    return "  ".join(fields)[: max(width, 0)]

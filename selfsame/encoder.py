@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selfsame import backbones, checkpoint, dist, machine, methods, sharded
 from selfsame.backbones.lora import add_lora, merged
-from selfsame.data import Images, open_source
+from selfsame.data import Images, open_source, place
 from selfsame.data.levels import Levels
 from selfsame.errors import DataError, UsageError
 from selfsame.files import atomic, reason, refused
@@ -25,7 +25,7 @@ from selfsame.nn.classify import Classifier, restore
 from selfsame.nn.positions import resize_positions
 from selfsame.nn.taught import Taught, TaughtConfig
 from selfsame.nn.teacher import Teacher
-from selfsame.recipe import BackboneConfig, Recipe
+from selfsame.recipe import BackboneConfig, MethodConfig, Recipe
 from selfsame.run import RunDirectory
 from selfsame.types import Backbone, Batch, Features, Method, Norm, Source
 from selfsame.views import eval_view
@@ -289,13 +289,14 @@ def load(
     chosen = machine.device(device)
     if not isinstance(model, nn.Module) and Path(model).name == WEIGHTS:
         model = Path(model).parent
+    _refuse_options(model, weights, image_size)
     if isinstance(model, Encoder):
         encoder = model
     elif isinstance(model, nn.Module):
         size = image_size or IMAGE_SIZE
         network = backbones.build(model, image_size=size, channels=channels)
         encoder = Encoder(network, config=None, image_size=size, channels=channels)
-    elif (Path(model) / CARD).is_file():
+    elif (Path(model) / CARD).is_file() and not _went_on(Path(model)):
         encoder = _exported(Path(model), backbone)
     elif (Path(model) / "recipe.toml").is_file():
         encoder = _unfinished(RunDirectory.open(model), backbone)
@@ -313,6 +314,7 @@ def load(
             "config.json; weights of a named network go with --weights",
         )
     else:
+        refuse_missing(model)
         encoder = _named(str(model), weights, image_size, channels)
     encoder = encoder.to(chosen).eval()
     return encoder.to(memory_format=torch.channels_last)
@@ -431,9 +433,7 @@ def load_teacher(config: TaughtConfig) -> Encoder:
             tip=f"selfsame distill TEACHER DATA --loss {config.name}",
         )
     encoder = load(config.teacher, device="cpu")
-    asks = methods.find(config.name)
-    classes = config.alpha > 0 or (issubclass(asks, Taught) and "logits" in asks.wanted(config))
-    if classes and encoder.head is None and not Path(config.teacher).exists():
+    if asks_for_classes(config) and encoder.head is None and not Path(config.teacher).exists():
         found = backbones.pretrained_classifier(config.teacher)
         state = {} if found is None else found.state_dict()
         encoder.head = _classifier_among({f"fc.{k}": v for k, v in state.items()}, encoder.dim)
@@ -443,6 +443,14 @@ def load_teacher(config: TaughtConfig) -> Encoder:
             tip="begin a new run with another --out",
         )
     return encoder
+
+
+def asks_for_classes(config: MethodConfig) -> bool:
+    """Whether a student learns what its teacher says of the classes."""
+    if not isinstance(config, TaughtConfig):
+        return False
+    method = methods.find(config.name)
+    return config.alpha > 0 or (issubclass(method, Taught) and "logits" in method.wanted(config))
 
 
 def _build(
@@ -505,6 +513,45 @@ def _exported_for(folder: Path) -> str | None:
     return str(json.loads(file.read_text("utf-8"))["format"]) if file.is_file() else None
 
 
+def _refuse_options(
+    model: str | Path | nn.Module, weights: str | Path | None, image_size: int | None
+) -> None:
+    """Raise a UsageError for options of named networks where they would be passed over."""
+    module = isinstance(model, nn.Module)
+    folder = None if isinstance(model, nn.Module) else Path(model)
+    if folder and not any((folder / name).is_file() for name in (CARD, "recipe.toml")):
+        return
+    name = type(model).__name__ if module else model
+    tip = "they are for the name of a network: timm/NAME"
+    if weights is not None:
+        raise UsageError(f"{name} has weights of its own, not those of {weights}", tip=tip)
+    if image_size is not None and not module:
+        raise UsageError(f"{name} has an input size of its own, not {image_size} px", tip=tip)
+
+
+def refuse_missing(model: str | Path) -> None:
+    """Raise a UsageError for what is written as a path, not as the name of a network."""
+    text = str(model)
+    library, slash, _ = text.replace("\\", "/").partition("/")
+    named = slash and library in ("timm", "torchvision", "transformers")
+    if named or not (slash or Path(text).suffix in (".pt", ".pth", ".bin", ".safetensors")):
+        return
+    try:
+        place.require(text)
+    except DataError as error:
+        tip = f"{error.tip}; networks are timm/NAME, torchvision/NAME or transformers/NAME"
+        raise UsageError(str(error), tip=tip) from None
+
+
+def _went_on(folder: Path) -> bool:
+    """Whether a run has a newer checkpoint than the encoder that it wrote when it was stopped."""
+    newest = checkpoint.latest(RunDirectory(folder).checkpoints)
+    if newest is None or not (folder / "recipe.toml").is_file():
+        return False
+    card = json.loads((folder / CARD).read_text("utf-8"))
+    return checkpoint.step_of(newest) > int(card.get("step", 0))
+
+
 def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     """The encoder in the newest checkpoint of a run that has not ended."""
     recipe = methods.read_recipe(run.recipe)
@@ -518,7 +565,15 @@ def _unfinished(run: RunDirectory, backbone: nn.Module | None) -> Encoder:
     )
     if step is None:
         raise UsageError(f"{run.path} has no checkpoint yet", tip="continue the run with --resume")
-    return of_recipe(method, recipe, named=backbone is None, classes=run.classes())
+    encoder = of_recipe(method, recipe, named=backbone is None, classes=run.classes())
+    encoder.card = {
+        "method": recipe.method.name,
+        "recipe": recipe.hash(),
+        "data": run.info().get("data", {}).get("fingerprint"),
+        "labels": method.labelled,
+        "step": step,
+    }
+    return encoder
 
 
 def of_recipe(

@@ -55,15 +55,30 @@ def atomic(final: Path) -> Iterator[Path]:
         raise
 
 
+# what nobody means to replace by a table or a page
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".avif")
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file to write that would take the place of more than a file of its kind.
+
+    Raises:
+        UsageError: it is a folder, or a picture.
+    """
+    if path.is_dir():  # which would be replaced, with all that is in it
+        raise UsageError(f"{path} is a folder", tip="name a file to write, in a folder that exists")
+    if path.suffix.lower() in PICTURES and path.exists():
+        raise UsageError(f"{path} is a picture and would be replaced", tip="name another file")
+
+
 @contextmanager
 def output(path: Path) -> Iterator[Path]:
     """`atomic` for a file that the user named, with errors that say so.
 
     Raises:
-        UsageError: it is a folder, or cannot be written.
+        UsageError: it is a folder or a picture, which would be lost, or cannot be written.
     """
-    if path.is_dir():  # which would be replaced, with all that is in it
-        raise UsageError(f"{path} is a folder", tip="name a file to write, in a folder that exists")
+    check_output(path)
     try:
         with atomic(path) as temporary:
             yield temporary

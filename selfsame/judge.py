@@ -17,8 +17,7 @@ EVALUATIONS = 10  # of a run, evenly spaced
 
 def encoder_of(plan: Plan, method: Method) -> Encoder:
     """The encoder that a method trains."""
-    classes = plan.images.source.classes
-    return of_recipe(method, plan.recipe, named=plan.module is None, classes=classes)
+    return of_recipe(method, plan.recipe, named=plan.module is None, classes=plan.classes)
 
 
 class Judge:

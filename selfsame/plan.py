@@ -26,17 +26,19 @@ from selfsame.data import (
 )
 from selfsame.encoder import (
     Encoder,
+    asks_for_classes,
     build_method,
     build_network,
     initial,
     load,
     load_teacher,
+    refuse_missing,
 )
 from selfsame.errors import DataError, UsageError
 from selfsame.files import cache_folder
 from selfsame.memo import Memo
 from selfsame.nn.batchnorm import norms_of
-from selfsame.nn.taught import Taught, TaughtConfig
+from selfsame.nn.taught import Taught, TaughtConfig, check_names
 from selfsame.parallel import Layout, check_compiler, check_layout, check_norm_groups
 from selfsame.recipe import SCALES, BackboneConfig, Recipe, differences, with_settings
 from selfsame.rng import key
@@ -106,6 +108,19 @@ class Plan:
     def total(self) -> int:
         """Optimiser steps of the whole run."""
         return self.recipe.total_steps(self.steps_per_epoch)
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """What the classifier that is trained calls its classes, where it trains one.
+
+        A student that learns the teacher's classes calls them as the teacher does, whatever the
+        folders of the data are called.
+        """
+        config = self.recipe.method
+        if self.teacher is None or not asks_for_classes(config):
+            return self.images.source.classes
+        labels = isinstance(config, TaughtConfig) and config.labels
+        return self.teacher.classes or (self.images.source.classes if labels else None)
 
     def lay_out(self, layout: Layout) -> None:
         """Choose how the run is laid out.
@@ -472,6 +487,9 @@ def _plan(
     recipe = recipe.model_copy(update={"precision": precision})
     recipe, teacher = _taught(recipe, choices, base)
     recipe = _resolve(recipe, choices, source, notes, module)
+    config = recipe.method
+    if teacher is not None and isinstance(config, TaughtConfig) and config.labels:
+        check_names(source.classes, teacher.classes if asks_for_classes(config) else None)
     can = backbones.abilities(recipe.backbone.name)
     if can is not None:
         check_pair(recipe.method.name, recipe.backbone.name, can)
@@ -493,6 +511,8 @@ def _begun(recipe: Recipe, init: str, choices: Choices) -> Recipe:
     """
     asked = choices.backbone
     hub = not Path(init).exists()
+    if hub:
+        refuse_missing(init)
     if hub or (Path(init) / "config.json").is_file():
         name = init if hub else f"{backbones.TRANSFORMERS}{init}"
         if hub and "/" not in init:

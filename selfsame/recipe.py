@@ -86,7 +86,7 @@ class Recipe(Config):
     method: SerializeAsAny[MethodConfig]
     backbone: BackboneConfig = BackboneConfig()
     optim: Optim = Optim()
-    views: tuple[View, ...] = (View(count=2),)
+    views: Annotated[tuple[View, ...], Field(min_length=1)] = (View(count=2),)
     view_sets: Annotated[int, Field(ge=1)] | None = None  # epochs after which the same views come
     # again, so that what a teacher says of them can be kept; None: every epoch has its own
 

@@ -140,8 +140,8 @@ class RunDirectory:
         return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
     def classes(self) -> list[str] | None:
-        """What the data that the run was started with calls its classes, where it has any."""
-        found: list[str] | None = self.info().get("data", {}).get("classes")
+        """What a classifier that the run trains calls its classes, where it has names."""
+        found: list[str] | None = self.info().get("classes")
         return found
 
     def write(self, name: str, text: str) -> None:

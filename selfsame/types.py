@@ -94,7 +94,7 @@ class Source(Protocol):
         """An encoded image file, or pixels [H, W] or [H, W, C] of any type of number."""
 
     def fingerprint(self) -> str:
-        """A short hash of what the data set is (names and sizes, or contents of arrays)."""
+        """A short hash of what the data set is (names, sizes and contents, some or all)."""
 
 
 class Rate(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers import textures, tiny_recipe, write_photos
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import selfsame
@@ -233,3 +235,57 @@ def test_the_default_recipe_fits_itself_to_few_images(tmp_path: Path) -> None:
     stored = (out / "recipe.toml").read_text()
     assert "batch_size = 16" in stored
     assert 'stem = "cifar"' in stored
+
+
+def test_a_run_that_went_on_after_a_stop_is_read_at_its_newest_checkpoint(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "a"
+    shutil.copytree(run, copy)
+    weights = load_file(copy / "backbone.safetensors")
+    save_file({k: torch.zeros_like(x) for k, x in weights.items()}, copy / "backbone.safetensors")
+    card = json.loads((copy / "card.json").read_text())
+    (copy / "card.json").write_text(json.dumps(card | {"step": 4}))  # what the stop left
+    picture = sorted(photos.rglob("*.png"))[0]
+    expected = selfsame.load(run, device="cpu").embed(picture)
+    torch.testing.assert_close(selfsame.load(copy, device="cpu").embed(picture), expected)
+    (copy / "card.json").unlink()  # as where there was no stop
+    selfsame.evaluate(copy, photos, protocols=["knn"], controls=False, device="cpu", cache=False)
+    assert json.loads((copy / "eval.jsonl").read_text().splitlines()[-1])["step"] == 10
+
+
+def test_options_that_would_be_passed_over_are_refused(run: Path, photos: Path) -> None:
+    with pytest.raises(UsageError, match="weights of its own"):
+        selfsame.evaluate(run, photos, weights=run / "backbone.safetensors", cache=False)
+    with pytest.raises(UsageError, match=r"size of its own, not 64 px"):
+        selfsame.evaluate(run, photos, image_size=64, cache=False)
+    with pytest.raises(UsageError, match="weights of its own"):
+        selfsame.load(nn.Flatten(), weights="other.safetensors")
+
+
+def test_a_run_leaves_the_callers_random_numbers_alone(photos: Path, tmp_path: Path) -> None:
+    options = {"recipe": tiny_recipe("simclr", steps=1), "quiet": True, "device": "cpu"}
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    selfsame.pretrain("simclr", photos, out=tmp_path / "a", **options)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_test_images_that_were_trained_on_are_named(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    def seen(model: Path, data: Path) -> str | None:
+        options = {"protocols": ["knn"], "controls": False, "device": "cpu", "cache": False}
+        return selfsame.evaluate(model, data, **options)["seen"]  # type: ignore[no-any-return]
+
+    assert "without their labels" in str(seen(run, photos))
+    write_photos(tmp_path / "others" / "train", count=12, classes=3)
+    write_photos(tmp_path / "others" / "test", count=6, classes=3)
+    assert seen(run, tmp_path / "others") is None
+    recipe, taught = tiny_recipe("supervised", steps=2), tmp_path / "taught"
+    options = {"recipe": recipe, "out": taught, "val": photos, "quiet": True, "device": "cpu"}
+    selfsame.pretrain("supervised", photos, **options)
+    assert "NOT HELD OUT" in str(seen(taught, photos))
+    assert "the test images of --val are trained on" in (taught / "log.txt").read_text()
+    assert selfsame.predict(taught, photos)[0].label in {"class0", "class1", "class2"}

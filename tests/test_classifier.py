@@ -4,11 +4,12 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import run_fresh, textures, write_photos
+from helpers import run_fresh, textures, tiny_recipe, tiny_teacher, write_photos
 from sklearn.metrics import log_loss
 
 import selfsame
@@ -166,3 +167,20 @@ def test_wrong_use_is_refused(model: Path, photos: Path, tmp_path: Path) -> None
         selfsame.classify(model, textures(4))
     with pytest.raises(DataError, match=r"of one class \('class0'\)|no labels"):
         selfsame.classify(model, str(write_photos(tmp_path / "one", count=6, classes=1)))
+
+
+def test_a_student_calls_its_classes_as_its_teacher_does(tmp_path: Path) -> None:
+    teacher, recipe = tiny_teacher(), tiny_recipe("kd", steps=2)
+    options: dict[str, Any] = {"loss": "kd", "recipe": recipe, "quiet": True, "device": "cpu"}
+    flat = write_photos(tmp_path / "flat", count=12)
+    selfsame.distill(teacher, flat, out=tmp_path / "a", **options)
+    assert selfsame.load(tmp_path / "a", device="cpu").classes == ("a", "b", "c", "d")
+    years = write_photos(tmp_path / "years", count=12, classes=4)  # as many folders, by chance
+    with pytest.raises(UsageError, match="'class0' would be its 'a'") as caught:
+        selfsame.distill(teacher, years, out=tmp_path / "b", **options)
+    assert "method.labels=0" in str(caught.value.tip)
+    alone = {**options, "settings": ["method.labels=0"]}
+    selfsame.distill(teacher, years, out=tmp_path / "b", **alone)
+    (tmp_path / "b" / "card.json").unlink()  # as a run that goes on
+    found = selfsame.predict(tmp_path / "b", years)
+    assert {one.label for one in found} <= {"a", "b", "c", "d"}

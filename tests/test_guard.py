@@ -67,6 +67,8 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
 ) -> None:
     """Weights, teachers, queues, centres, running statistics and the optimiser stay."""
     photos = write_photos(tmp_path / "photos", count=24, classes=2)
+    for k, name in enumerate("ab"):  # the teacher's classes
+        (photos / f"class{k}").rename(photos / name)
     recipe = tiny_recipe(method, steps=4)
     if methods.find(method).taught:
         recipe = with_settings(recipe, [f"method.teacher={tiny_teacher(2)}"])

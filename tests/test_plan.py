@@ -87,10 +87,18 @@ def test_what_is_found_and_not_used_is_said(tmp_path: Path) -> None:
 
 
 def test_supervision_without_labels_is_refused() -> None:
-    chosen = plan.make("supervised", textures(16), Choices(recipe=tiny_recipe("supervised")), CPU)
-    with pytest.raises(UsageError, match="learns from labels") as caught:
-        chosen.memory(chosen.build())
+    with pytest.raises(UsageError, match="learns from labels and the data has none") as caught:
+        plan.make("supervised", textures(16), Choices(recipe=tiny_recipe("supervised")), CPU)
     assert "folder a class" in str(caught.value.tip)
+
+
+def test_a_classifier_has_as_many_classes_as_the_data(tmp_path: Path) -> None:
+    recipe = tiny_recipe("supervised")
+    root = write_photos(tmp_path, count=12, classes=3)
+    assert plan.make("supervised", root, Choices(recipe=recipe), CPU).recipe.method.classes == 3
+    few = Choices(recipe=recipe, settings=("method.classes=2",))
+    with pytest.raises(UsageError, match="classes is 2 and the data has 3"):
+        plan.make("supervised", root, few, CPU)
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from selfsame.errors import DataError
 _IMAGES = ("images", "image", "x", "data")
 _LABELS = ("labels", "label", "y", "targets")
 MAX_CHANNELS = 64
-TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is present is used
+# of parts; the first that is present is used
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
 
 class ArraySource:

@@ -44,9 +44,9 @@ class DatasetSource:
         self.dataset = dataset
         self.labels: np.ndarray | None = None
         self.classes: Sequence[str] | None = _class_names(dataset)
-        values = _listed_labels(dataset)
+        values = _one_each(_listed_labels(dataset))
         if values is not None and len(values) == len(dataset):
-            self._number(np.asarray(values))
+            self._number(values)
         image, _ = _split(dataset[0])
         try:
             _pixels(image)  # refuse normalised tensors now rather than as N bad images
@@ -80,7 +80,12 @@ class DatasetSource:
             _, label = _split(self.dataset[i])
             if label is None:
                 raise DataError(f"{self.name(i)} has no label", tip="items are (image, label)")
-            labels.append(label if isinstance(label, str) else int(label))
+            try:
+                labels.append(label if isinstance(label, str) else int(label))
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"the label of {self.name(i)} is {label!r:.60}", tip="give one class an image"
+                ) from None
         self._number(np.array(labels))
 
     def fingerprint(self) -> str:
@@ -130,6 +135,15 @@ def _listed_labels(dataset: Any) -> Any:
         return dataset[label][:]
     values = (getattr(dataset, attribute, None) for attribute in ("targets", "labels"))
     return next((v for v in values if v is not None and len(v) == len(dataset)), None)
+
+
+def _one_each(values: Any) -> np.ndarray | None:
+    """Labels as an array, where they are a number or a name for each image."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        return None
+    return array if array.ndim == 1 and array.dtype.kind in "biufUS" else None
 
 
 def _label_column(dataset: Any) -> str | None:

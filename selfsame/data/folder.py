@@ -12,9 +12,10 @@ import numpy as np
 
 from selfsame.data import place
 from selfsame.data.archive import Archive, is_archive, open_archives
+from selfsame.data.order import spaced
 from selfsame.data.parts import Numbered, Parts, choose, number, part_of_file, unused
 from selfsame.data.place import Found
-from selfsame.errors import DataError
+from selfsame.errors import DataError, Unreadable
 
 IMAGE_EXTENSIONS = frozenset(
     f".{extension}"
@@ -94,7 +95,11 @@ class FileSource:
         return store.read(k)
 
     def fingerprint(self) -> str:
-        """Hash of names, sizes and labels; the same for a folder, wherever it is, and its tar."""
+        """Hash of names, sizes, labels and 16 images, evenly spaced.
+
+        The same for a folder, wherever it is, and its tar. Names and sizes alone would not tell the
+        train part from the test part of images that are all of one size, such as BMP.
+        """
         if self._fingerprint is not None:
             return self._fingerprint  # of many files, looking up their sizes takes a while
         digest = hashlib.sha256()
@@ -104,6 +109,11 @@ class FileSource:
                 label = self.classes[self.labels[i]]
                 line += "" if f"{label}/" in name else f"{label}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
+        for i in spaced(len(self), 16):
+            try:
+                digest.update(self.read(i))
+            except (Unreadable, OSError):  # listed as a bad image where it is read
+                digest.update(b"\0")
         self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
@@ -158,6 +168,11 @@ def open_files(found: Sequence[Found]) -> Parts:
             rows.append(Row(mark, title, single, len(loose)))
             loose.append(path)
         else:
+            unpacked, end = os.path.splitext(path)
+            if end.lower() in (".gz", ".bz2", ".xz", ".zst"):
+                raise DataError(
+                    f"'{path}' is compressed", tip=f"decompress it once, and give '{unpacked}'"
+                )
             raise DataError(
                 f"'{path}' is not an image file",
                 tip=f"image files end in {', '.join(sorted(IMAGE_EXTENSIONS))}; arrays in .npy, "

@@ -133,7 +133,7 @@ def _table(path: str) -> Rows:
     return Rows(
         path,
         columns[where],
-        columns[label] if label else None,
+        [name.strip() for name in columns[label]] if label else None,
         [word.strip().lower() for word in columns[split]] if split else None,
     )
 

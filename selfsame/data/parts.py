@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from selfsame.data.arrays import TEST_NAMES
+from selfsame.data.arrays import TEST_NAMES, TRAIN_NAMES
 from selfsame.types import Source
 
 # Columns of tables and keys of items by their lower-case names; the first that is there is used.
@@ -69,15 +69,20 @@ class Subset:
 def choose(words: Iterable[str | None]) -> tuple[str, str] | None:
     """The names of the train and the test part among ``words``, where both are there."""
     known = {word.lower(): word for word in sorted({word for word in words if word})}
-    test = next((known[name] for name in TEST_NAMES if name in known), None)
-    return (known["train"], test) if test is not None and "train" in known else None
+    train, test = (
+        next((known[name] for name in names if name in known), None)
+        for names in (TRAIN_NAMES, TEST_NAMES)
+    )
+    return None if train is None or test is None else (train, test)
 
 
 def part_of_file(path: str) -> str | None:
     """The part that a file belongs to by its name or its folder's: train-00001.tar, val/3.tar."""
     for piece in path.replace("\\", "/").split("/")[:-3:-1]:
         for word in re.split(r"[^a-z]+", piece.lower()):
-            if word == "train" or word in TEST_NAMES:
+            if word in TRAIN_NAMES:
+                return TRAIN_NAMES[0]
+            if word in TEST_NAMES:
                 return word
     return None
 

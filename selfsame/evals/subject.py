@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfsame import machine
-from selfsame.data import Labelled, open_labelled, open_source
+from selfsame.data import Labelled, Subset, open_labelled, open_source
 from selfsame.data.masks import Masked, open_masked
 from selfsame.encoder import Encoder, random_like
 from selfsame.errors import DataError
@@ -49,6 +50,14 @@ class Data:
             found.append(f"{len(self.images)} images without their labels")
         return "; ".join(found)
 
+    def fingerprint(self) -> str:
+        """A short hash of all that was opened: equal where scores may be compared."""
+        parts = [part for part in (vars(self).get("labelled"), vars(self).get("masked")) if part]
+        sources = [source for part in parts for source in (part.train, part.test)]
+        sources += [vars(self)["images"]] if "images" in vars(self) else []
+        text = " ".join(source.fingerprint() for source in sources)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     @cached_property
     def labelled(self) -> Labelled:
         """Labelled images in a train and a test part.
@@ -76,6 +85,23 @@ class Data:
         if isinstance(self.spec, Labelled | Masked):
             return self.spec.train
         return open_source(self.spec)
+
+
+def learnt_from(source: Source, trained_on: str | None) -> bool:
+    """Whether images, or the whole that they are a part of, are those of a fingerprint."""
+    if trained_on is None:
+        return False
+    whole = source.source if isinstance(source, Subset) else source
+    return whole.fingerprint() == trained_on or source.fingerprint() == trained_on
+
+
+def seen(encoder: Encoder, test: Source) -> str | None:
+    """A warning where an encoder was trained on the test images, as far as its card tells."""
+    if not learnt_from(test, encoder.card.get("data")):
+        return None
+    if encoder.card.get("labels"):
+        return "NOT HELD OUT: the model was trained on the test images with their labels"
+    return "the model has seen the test images in its training, without their labels"
 
 
 class Subject:

@@ -41,6 +41,8 @@ def print_table(report: Mapping[str, Any]) -> None:
     legend = LEGEND + (DRAWS if drawn else "")
     console.print(Text(legend, style="dim"))  # below, as a caption would be as narrow as the table
     console.print(Text(report["data"], style="dim"))
+    if report.get("seen"):
+        console.print(Text(report["seen"], style="bold"))
 
 
 def cell(scores: Scores, key: str) -> str:

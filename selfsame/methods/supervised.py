@@ -3,12 +3,12 @@
 Softmax cross-entropy on a linear classifier over the encoder's features, as in He et al., arXiv
 1512.03385. For fine-tuning, mixup (Zhang et al., arXiv 1710.09412), CutMix (Yun et al., arXiv
 1905.04899) and rates that decay towards the input, as in MAE, arXiv 2111.06377, appendix A.1, table
-9, and facebookresearch/mae. The only method here that reads labels.
+9, and facebookresearch/mae. Students aside, the only method here that reads labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from selfsame.backbones import SMALL_IMAGE, layer_numbers
+from selfsame.errors import UsageError
 from selfsame.nn.classify import Linear
 from selfsame.nn.mix import mixed, smoothed
 from selfsame.nn.precision import wide
@@ -29,11 +30,27 @@ class Settings(MethodConfig):
     """Hyper-parameters of supervised training."""
 
     name: str = "supervised"
-    classes: Annotated[int, Field(ge=2)] = 1000
+    classes: Annotated[int, Field(ge=0)] = 0  # 0: as the data has
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the labels
     mixup: Annotated[float, Field(ge=0)] = 0.0  # of the Beta distribution; 0 for none
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # the same; with both, a coin decides at each step
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the rate, from layer to layer
+
+    def for_data(self, images: int, classes: Sequence[str] | None) -> Settings:
+        """With the number of the classes."""
+        count = len(classes or ())
+        if count < 2 and not self.classes:
+            there = "one class" if count else "none"
+            raise UsageError(
+                f"supervised learns from labels and the data has {there}",
+                tip="put the images in one folder a class",
+            )
+        if self.classes and self.classes < count:
+            raise UsageError(
+                f"method.classes is {self.classes} and the data has {count} classes",
+                tip="leave it out: they are counted",
+            )
+        return self.model_copy(update={"classes": self.classes or count})
 
 
 class Supervised(Method):

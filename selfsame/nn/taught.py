@@ -215,6 +215,27 @@ def check_classes(classes: int, teacher: Teacher) -> None:
         )
 
 
+def check_names(ours: Sequence[str] | None, teachers: Sequence[str] | None) -> None:
+    """Refuse labels that mean something else than the teacher's classes of the same numbers.
+
+    Names that are only numbers from 0 say nothing; a count that differs is `check_classes`'s.
+
+    Raises:
+        UsageError: with the first class that is called otherwise.
+    """
+    if ours is None or teachers is None or len(ours) != len(teachers):
+        return
+    numbers = [str(k) for k in range(len(ours))]
+    if numbers in (list(ours), list(teachers)):
+        return
+    for mine, other in zip(ours, teachers, strict=True):
+        if mine != other:
+            raise UsageError(
+                f"the data's classes are not the teacher's: '{mine}' would be its '{other}'",
+                tip="--set method.labels=0 learns from the teacher alone",
+            )
+
+
 def student_recipe(
     method: MethodConfig,
     scale: Scale,

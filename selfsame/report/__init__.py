@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from selfsame.errors import UsageError
-from selfsame.files import atomic
+from selfsame.files import check_output, output
 from selfsame.report.compare import compare
 from selfsame.report.look import look, scale_for
 from selfsame.report.page import page
@@ -57,20 +57,12 @@ def write_report(
     if out is None:
         out = records[0].path / "report.html" if len(records) == 1 else Path("report.html")
     out = Path(out)
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder", tip="name a file to write: --out report.html")
+    check_output(out)
     scale = scale_for(len(records), images)
     looks = [
         look(record, data, scale, device=device, backbone=backbone) if images else None
         for record in records
     ]
-    text = page(records, looks)
-    try:
-        with atomic(out) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {out}: {error.strerror or error}",
-            tip="name a file in a folder that exists and that you may write to",
-        ) from None
+    with output(out) as temporary:
+        temporary.write_text(page(records, looks), encoding="utf-8")
     return out

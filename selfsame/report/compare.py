@@ -7,12 +7,26 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfsame.report import record as words
-from selfsame.report.record import Record, differences, duration, number, percent, read, title
+from selfsame.report.record import (
+    Record,
+    differences,
+    duration,
+    not_comparable,
+    number,
+    percent,
+    read,
+    title,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
 WIDTH = 240  # columns, where the output is no terminal
+USUAL = ("knn", "linear")  # scores that have room beside each other
 
 
 def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
@@ -24,9 +38,9 @@ def compare(runs: Sequence[str | Path]) -> dict[str, Any]:
     Returns:
         ``runs``: for each, in order, ``name``, ``path``, ``steps`` and ``total``, ``seconds`` of
         training, ``verdict`` (None where there is none), ``health`` and ``scores``, each with
-        ``value`` and ``interval`` (None where there is none). ``differences``: for each dotted key
-        of the recipes that is not the same in all, the value of each run. Numbers that are not
-        finite are None.
+        ``value``, ``interval`` and ``fingerprint`` of the data (None where there is none).
+        ``differences``: for each dotted key of the recipes that is not the same in all, the value
+        of each run. Numbers that are not finite are None.
 
     Raises:
         UsageError: a path that is no run.
@@ -45,61 +59,73 @@ def print_comparison(runs: Sequence[str | Path], *, as_json: bool = False) -> No
         print(json.dumps(compare(runs), allow_nan=False))
         return
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     records = read(runs)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     scores = [record.scores() for record in records]
     keys = list(dict.fromkeys(key for each in scores for key in each))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", no_wrap=True)
-    for head in ("steps", "time", "RankMe"):
-        table.add_column(head, justify="right")
-    for key in keys:
-        table.add_column(title(key), justify="right")
+    heads = ["steps", "time", "RankMe", *map(title, keys)]
+    lines = []  # of each run, a cell a head
     for record, own in zip(records, scores, strict=True):
         best = [
             key in own and own[key].value == max(s[key].value for s in scores if key in s)
             for key in keys
         ]
-        table.add_row(
-            Text(record.name),
-            Text(_steps(record)),
-            duration(record.seconds),
-            number(record.health["rankme"]) if "rankme" in record.health else "-",
-            *(
-                Text(_score(own, key), style="bold" if first and len(records) > 1 else "")
-                for key, first in zip(keys, best, strict=True)
-            ),
+        rank = number(record.health["rankme"]) if "rankme" in record.health else "-"
+        shown = [
+            Text(_score(own, key), style="bold" if first and len(records) > 1 else "")
+            for key, first in zip(keys, best, strict=True)
+        ]
+        lines.append(
+            [Text(_steps(record)), Text(duration(record.seconds)), Text(rank), *shown],
         )
-    verdicts = Table(box=None, pad_edge=False, header_style="bold")
-    verdicts.add_column("run", no_wrap=True)
-    verdicts.add_column("verdict")
-    for record in records:
-        verdicts.add_row(Text(record.name), Text(_verdict(record)))
-    console.print(verdicts)
+    names = [record.name for record in records]
+    console.print(_table("run", ["verdict"], names, [[Text(_verdict(r))] for r in records]))
     console.print()
-    console.print(table)
+    if len(keys) > len(USUAL) and len(heads) > len(names):  # the longer list goes down
+        columns = [list(column) for column in zip(*lines, strict=True)]
+        console.print(_table("", names, heads, columns, justify="right"))
+    else:
+        console.print(_table("run", heads, names, lines, justify="right"))
+    if apart := not_comparable(scores):
+        what = ", ".join(map(title, apart))
+        console.print(f"\nNOT COMPARABLE, measured on different data: {what}", style="bold")
+        for record, own in zip(records, scores, strict=True):
+            on = dict.fromkeys(own[key].on for key in apart if key in own)
+            console.print(*(Text(f"  {record.name}: {each}") for each in on), sep="\n")
     found = differences(records)
     if not found:
         if len(records) > 1:
             console.print("\nall recipes are the same")
         return
     console.print("\nwhere the recipes differ", style="bold")
-    across = Table(box=None, pad_edge=False, header_style="bold")
-    if len(found) > len(records):  # the longer list goes down
-        for name in ("key", *(record.name for record in records)):
-            across.add_column(Text(name))
-        for key, values in found.items():
-            across.add_row(Text(key), *(Text(words.value(each)) for each in values))
+    values = [[Text(words.value(each)) for each in line] for line in found.values()]
+    if len(found) > len(names):
+        console.print(_table("key", names, list(found), values))
     else:
-        for name in ("run", *found):
-            across.add_column(Text(name))
-        for i, record in enumerate(records):
-            cells = [Text(words.value(each[i])) for each in found.values()]
-            across.add_row(Text(record.name), *cells)
-    console.print(across)
+        turned = [list(line) for line in zip(*values, strict=True)]
+        console.print(_table("run", list(found), names, turned))
+
+
+def _table(
+    corner: str,
+    heads: Sequence[str],
+    names: Sequence[str],
+    cells: Sequence[Sequence[Text]],
+    justify: Literal["left", "right"] = "left",
+) -> RichTable:
+    """A row for each name, a column for each head."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(corner, no_wrap=True)
+    for head in heads:
+        table.add_column(Text(head), justify=justify)
+    for name, row in zip(names, cells, strict=True):
+        table.add_row(Text(name), *row)
+    return table
 
 
 def _facts(record: Record) -> dict[str, Any]:
@@ -115,7 +141,11 @@ def _facts(record: Record) -> dict[str, Any]:
         else {k: verdict.get(k) for k in ("state", "kind", "reason", "cause", "tip")},
         "health": {key: _finite(value) for key, value in record.health.items()},
         "scores": {
-            key: {"value": _finite(score.value), "interval": score.interval}
+            key: {
+                "value": _finite(score.value),
+                "interval": score.interval,
+                "fingerprint": score.fingerprint,
+            }
             for key, score in record.scores().items()
         },
     }
@@ -142,7 +172,7 @@ def _verdict(record: Record) -> str:
 def _score(scores: dict[str, words.Score], key: str) -> str:
     if key not in scores:
         return "-"
-    value, interval = scores[key]
+    value, interval = scores[key][:2]
     if interval is None:
         return percent(value)
     return f"{percent(value)} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

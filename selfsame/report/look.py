@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from selfsame import methods
-from selfsame.data import Labelled, Subset, open_labelled, open_source
+from selfsame.data import Subset, open_labelled, open_source
 from selfsame.data.order import spaced
 from selfsame.encoder import Encoder, load
 from selfsame.errors import SelfsameError
 from selfsame.evals import knn_scores
+from selfsame.evals.subject import seen
 from selfsame.nn.neighbours import alike, nearest, outlierness, strongest
 from selfsame.recipe import Recipe
 from selfsame.report.maps import TokenColors, attention, layout, token_colors
@@ -401,11 +402,10 @@ def _classes(found: Look, encoder: Encoder, data: Any, scale: Scale) -> None:
     confusion = torch.zeros(len(names), len(names), dtype=torch.int64)
     places = (test_y, scores.argmax(1))
     confusion.index_put_(places, torch.ones_like(test_y), accumulate=True)
-    found.classes = Classes(names, confusion.numpy(), len(train_x), _how(labelled))
-
-
-def _how(labelled: Labelled) -> str:
-    return labelled.how.partition(";")[0]
+    how = labelled.how.partition(";")[0]
+    if warning := seen(encoder, labelled.test):
+        how += f"; {warning}"
+    found.classes = Classes(names, confusion.numpy(), len(train_x), how)
 
 
 def _bank(encoder: Encoder, source: Source, most: int) -> tuple[Tensor, Tensor]:

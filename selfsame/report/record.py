@@ -25,6 +25,8 @@ class Score(NamedTuple):
 
     value: float
     interval: tuple[float, float] | None  # 95 %, over test images; None where it was not measured
+    on: str = "images of --val"  # what it was measured on, as `evaluate` says
+    fingerprint: str | None = None  # of that
 
 
 class Table(NamedTuple):
@@ -33,6 +35,8 @@ class Table(NamedTuple):
     step: int
     protocol: str
     data: str
+    fingerprint: str | None  # of the data; None of an evaluation that did not write it
+    seen: str | None  # a warning where the test images were trained on
     results: dict[str, dict[str, Any]]  # scores of the model, then of each control
 
     def headlines(self) -> list[str]:
@@ -108,12 +112,13 @@ class Record:
 
     def tables(self) -> list[Table]:
         """Evaluations with controls, newest first, one for each protocol and data set."""
-        found: dict[tuple[str, str], Table] = {}
+        found: dict[tuple[str, str, str | None], Table] = {}
         for row in reversed(self.evals):
             results = row.get("results")
             if isinstance(results, dict) and results:
-                key = str(row["protocol"]), str(row.get("data", ""))
-                found.setdefault(key, Table(int(row.get("step", 0)), *key, results))
+                key = str(row["protocol"]), str(row.get("data", "")), row.get("fingerprint")
+                table = Table(int(row.get("step", 0)), *key, row.get("seen"), results)
+                found.setdefault(key, table)
         return list(found.values())
 
     def online(self) -> dict[str, list[tuple[int, float]]]:
@@ -137,7 +142,10 @@ class Record:
             model = next(iter(table.results.values()))
             for key in table.headlines():
                 if key in model:
-                    found.setdefault(key, _score(model, key))
+                    score = _score(model, key)._replace(
+                        on=table.data, fingerprint=table.fingerprint
+                    )
+                    found.setdefault(key, score)
         for row in reversed(self.evals):
             protocol = row["protocol"]
             if "results" not in row and isinstance(row.get(protocol), int | float):
@@ -184,6 +192,16 @@ def differences(records: Sequence[Record]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for each in settings for key in each)
     values = {key: [each.get(key) for each in settings] for key in keys}
     return {key: each for key, each in values.items() if any(v != each[0] for v in each)}
+
+
+def not_comparable(scores: Sequence[Mapping[str, Score]]) -> list[str]:
+    """The scores that runs have from different data, so that their numbers say nothing together."""
+    keys = dict.fromkeys(key for each in scores for key in each)
+    return [
+        key
+        for key in keys
+        if len({each[key].fingerprint or each[key].on for each in scores if key in each}) > 1
+    ]
 
 
 def _score(scores: Row, key: str) -> Score:

@@ -8,7 +8,15 @@ from typing import Any
 from selfsame.report import record as words
 from selfsame.report.document import scroll, share, swatch, tabs
 from selfsame.report.html import Html, join, tag
-from selfsame.report.record import Record, Table, number, numbers, percent, title
+from selfsame.report.record import (
+    Record,
+    Table,
+    not_comparable,
+    number,
+    numbers,
+    percent,
+    title,
+)
 
 TROUBLE = ("collapsed", "unstable")  # states that a page shows in red
 
@@ -60,8 +68,7 @@ def _facts(record: Record) -> Html:
     facts.append(("training time", words.duration(record.seconds)))
     health = record.health
     if "rankme" in health:
-        width = f" of {health['dim']:.0f}" if "dim" in health else ""
-        facts.append(("RankMe", number(health["rankme"]) + width))
+        facts.append(("RankMe", _rankme(health)))
     for key, score in list(record.scores().items())[:3]:
         facts.append((title(key), percent(score.value)))
     return tag(
@@ -69,6 +76,12 @@ def _facts(record: Record) -> Html:
         [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts],
         class_="facts",
     )
+
+
+def _rankme(health: Mapping[str, float]) -> str:
+    """RankMe, of what it can be: the features' width, or the images where those are fewer."""
+    most = [health[key] for key in ("dim", "images") if key in health]
+    return number(health["rankme"]) + (f" of {min(most):.0f}" if most else "")
 
 
 def evaluation(records: Sequence[Record]) -> Html:
@@ -124,6 +137,7 @@ def _table(table: Table) -> Html:
             scroll("All numbers", tag("table", tag("tr", tag("td"), *names), *lines)),
         )
     caption = f"{table.protocol.replace(',', ', ')} at step {table.step:,}; {table.data}"
+    caption += f"; {table.seen}" if table.seen else ""
     scores = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="scores")
     return join(
         tag("p", caption, class_="muted small"),  # no <caption>: it would be as wide as the table
@@ -185,8 +199,7 @@ def _comparison(records: Sequence[Record]) -> Html:
             mark = "best" if own[key].value == best[key] else None
             cells.append(tag("td", _scored(shown, key, top[key] or 1.0), class_=mark))
         health = record.health
-        width = f" of {health['dim']:.0f}" if "dim" in health else ""
-        rank = number(health["rankme"]) + width if "rankme" in health else "-"
+        rank = _rankme(health) if "rankme" in health else "-"
         rows.append(
             tag(
                 "tr",
@@ -217,4 +230,12 @@ def _comparison(records: Sequence[Record]) -> Html:
         else None
     )
     note = "The newest value of each score; intervals are 95 %, over test images. Best in bold."
-    return join(scroll("Scores of all runs", table), tag("p", note, class_="muted small"), details)
+    apart = ", ".join(map(title, not_comparable(scores)))
+    return join(
+        scroll("Scores of all runs", table),
+        tag("p", tag("b", "Not comparable"), f", measured on different data: {apart}.")
+        if apart
+        else None,
+        tag("p", note, class_="muted small"),
+        details,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,7 +137,7 @@ def test_pretrain_and_doctor_tell_of_stops(capsys: pytest.CaptureFixture[str]) -
         ),
         (
             "evaluate {new} {photos}",
-            "error: unknown library of networks '*'\n*",
+            "error: '{new}' does not exist\ntip: *; networks are timm/NAME, *\n",
         ),
         (
             "recipes simclr --scale medium",
@@ -369,3 +371,42 @@ def test_doctor_looks_without_training(
     ):
         assert words in said, said
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_terminal_that_cannot_spell_a_name_gets_it_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["--version"]) == 0
+    print("caf\u00e9", flush=True)
+    assert raw.getvalue().splitlines()[-1] == b"caf\\xe9"
+
+
+def test_a_picture_is_not_replaced(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = sorted(photos.rglob("*.png"))[0]
+    before = picture.read_bytes()
+    for command in (f"embed {run} {photos} -o", f"report {run} --images 0 --out"):
+        assert main([*command.split(), str(picture)]) == 2
+        assert "is a picture and would be replaced" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
+def test_no_command_is_no_error_but_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Usage: selfsame")
+    assert "error" not in said
+
+
+def test_embed_says_that_a_part_is_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        write_photos(tmp_path / "both" / part, count=4)
+    assert main(["embed", str(run), str(tmp_path / "both"), "-o", str(tmp_path / "x.parquet")]) == 0
+    said = capsys.readouterr().err
+    assert "note       only the part train/; test/ is left for evaluation" in said
+    assert "4 vectors" in said

@@ -9,6 +9,7 @@ from helpers import textures, tiny_recipe
 from selfsame import methods, plan
 from selfsame.errors import UsageError
 from selfsame.plan import Choices
+from selfsame.recipe import with_settings
 
 # what a network returns: a map, tokens with and without a class token, maps with channels last
 NETWORKS = {
@@ -34,6 +35,9 @@ def test_a_step_or_a_reason(name: str, network: str) -> None:
         options |= {"distilled": True} if able else {}
     backbone = recipe.backbone.model_copy(update={"name": network, "options": options})
     recipe = recipe.model_copy(update={"backbone": backbone})
+
+    if name == "supervised":  # whose data is to be labelled, which it is not before the batch
+        recipe = with_settings(recipe, ["method.classes=4"])
 
     def step() -> tuple[torch.Tensor, plan.Method]:
         made = plan.make(name, textures(16), Choices(recipe=recipe), "cpu")

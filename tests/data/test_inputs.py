@@ -165,6 +165,12 @@ def test_lists_that_are_refused(tmp_path: Path, name: str, text: str, message: s
     assert message in str(refused(tmp_path / name))
 
 
+def test_spaces_around_a_label_make_no_class(make_folder: Folder) -> None:
+    root = make_folder({"a": 3})
+    (root / "l.csv").write_text("path,label\na/00.png,cat\na/01.png,cat \na/02.png, dog\n")
+    assert open_source(root / "l.csv").classes == ["cat", "dog"]
+
+
 def test_the_fingerprint_of_a_list(make_folder: Folder) -> None:
     root = make_folder({"a": 2})
     prints = []

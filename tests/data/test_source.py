@@ -165,6 +165,13 @@ def test_tips_for_folders_without_images(tmp_path: Path, name: str, tip: str) ->
     assert tip in str(error.tip)
 
 
+def test_a_compressed_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.npz.xz").write_bytes(b"\xfd7zXZ")
+    error = refused(tmp_path / "a.npz.xz")
+    assert str(error).endswith("a.npz.xz' is compressed")
+    assert str(error.tip).endswith("a.npz'")
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
     path.write_text("x")
@@ -482,6 +489,25 @@ def test_subset() -> None:
 # --- labelled parts
 
 
+def test_parts_of_equal_names_and_sizes_are_not_one_data_set(tmp_path: Path) -> None:
+    for shade, part in enumerate(("train", "test")):
+        for k in range(4):
+            file = tmp_path / part / "ab"[k % 2] / f"{k}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (100 * shade, k, 0)).save(file)
+    train, test, _ = open_labelled(tmp_path)
+    assert [train.name(i) for i in range(4)] == [test.name(i) for i in range(4)]
+    assert train.fingerprint() != test.fingerprint()
+
+
+def test_parts_called_training_and_testing(make_folder: Folder) -> None:
+    counts = {f"{part}/{c}": 2 for part in ("Training", "Testing") for c in ("cat", "dog")}
+    root = make_folder(counts)
+    train, test, how = open_labelled(root)
+    assert train.classes == test.classes == ["cat", "dog"]
+    assert how.startswith("the data's own parts: Training/ and Testing/; 4 train and 4 test images")
+
+
 @pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
 def test_folders_of_their_own(make_folder: Folder, test: str) -> None:
     root = make_folder({"train/a": 3, "train/b": 2, "train/c": 1, f"{test}/c": 2, f"{test}/b": 1})
@@ -539,3 +565,18 @@ def test_no_labels(make_folder: Folder) -> None:
 
 def test_nothing_to_test_on(make_folder: Folder) -> None:
     assert "nothing to test on" in str(refused(make_folder({"a": 1, "b": 1}), open_labelled))
+
+
+@pytest.mark.parametrize("label", [[0, 1], None, {"a": 1}])
+def test_several_labels_an_image_are_none(label: object) -> None:
+    class Several:
+        targets = (label,) * 4
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, object]:
+            return np.full((8, 8, 3), i, np.uint8), label
+
+    assert len(open_source(Several())) == 4  # for learning without labels they are no hindrance
+    assert "label" in str(refused(Several(), open_labelled))

@@ -231,9 +231,13 @@ def test_protocols_that_come_later_show_too(run: Path, tmp_path: Path) -> None:
     for words in ("segment", "50.0 %", "40.0 to 60.0", "<random>", "<tiles>", "segment_classes"):
         assert words in text
     scores = compare([new])["runs"][0]["scores"]
-    assert scores["segment"] == {"value": 0.5, "interval": (0.4, 0.6)}
+    assert scores["segment"] == {
+        "value": 0.5,
+        "interval": (0.4, 0.6),
+        "fingerprint": None,
+    }
     assert next(iter(scores)) == "knn"
-    assert scores["probe"] == {"value": 0.75, "interval": None}
+    assert scores["probe"] == {"value": 0.75, "interval": None, "fingerprint": None}
 
 
 class Mine(nn.Module):
@@ -353,6 +357,29 @@ def test_the_terminal_names_the_cause_first_and_fits_80_columns(
     verdicts, scores, _ = capsys.readouterr().out.split("\n\n")
     assert "bad  collapsed (complete), likely cause: stop-gradient" in verdicts
     assert max(map(len, [*verdicts.splitlines(), *scores.splitlines()])) <= 80
+
+
+def test_scores_of_different_data_are_not_compared_in_silence(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [copy(run, tmp_path / name) for name in ("a", "b", "c")]
+    for folder, what in zip(runs, ("fish", "birds", "birds"), strict=True):
+        scores = dict.fromkeys(("knn", "linear", "cluster"), 0.5)
+        results = {"model": scores | {f"{name}_interval": [0.4, 0.6] for name in scores}}
+        row = {"step": 4, "protocol": "all", "data": "10 images", "fingerprint": what}
+        RunDirectory(folder).append("eval", [row | {"results": results}])
+    print_comparison(runs)
+    printed = capsys.readouterr().out
+    assert "NOT COMPARABLE, measured on different data: kNN" in printed
+    assert any(line.split()[:2] == ["cluster", "accuracy"] for line in printed.splitlines())
+    page = outline(write_report(runs, out=tmp_path / "r.html", images=0)).text
+    assert "Not comparable" in page
+    print_comparison(runs[1:])
+    assert "NOT COMPARABLE" not in capsys.readouterr().out
+    assert (
+        "Not comparable"
+        not in outline(write_report(runs[1:], out=tmp_path / "r.html", images=0)).text
+    )
 
 
 def test_noise_is_no_trend_and_rare_points_are_marked() -> None:
