@@ -143,13 +143,19 @@ def components(n: int, pairs: Iterable[Pairs]) -> Tensor:
     return component
 
 
-def _together(pairs: Iterable[Pairs], least: int) -> Iterator[Tensor]:
-    """The rows of pairs, int64 [P, 2], ``least`` or more at a time: joining looks at all rows."""
-    waiting: list[Tensor] = []
+def _together(pairs: Iterable[Pairs], most: int) -> Iterator[Tensor]:
+    """The rows of pairs, int64 [P, 2], up to ``most`` at a time: joining looks at all rows.
+
+    They are copied: thousands of small tensors kept between large ones tear memory to pieces.
+    """
+    kept, count = torch.empty(most, 2, dtype=torch.int64), 0
     for part in pairs:
-        waiting.append(part.rows)
-        if sum(map(len, waiting)) >= least:
-            yield torch.cat(waiting)
-            waiting = []
-    if waiting:
-        yield torch.cat(waiting)
+        if count + len(part.rows) > most:
+            yield kept[:count]
+            count = 0
+        if len(part.rows) > most:
+            yield part.rows
+        else:
+            kept[count : count + len(part.rows)] = part.rows
+            count += len(part.rows)
+    yield kept[:count]
