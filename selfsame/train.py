@@ -76,7 +76,7 @@ def train(
         RunError: too many losses or gradients that are not finite, a disk that refuses, or a lost
             process.
     """
-    parallel.prepare(method, plan.layout)
+    parallel.prepare(method, plan.layout, plan.recipe.precision)
     options = Options(save_every, log_every, eval_every, evaluate)
     interrupt = interrupt or Interrupt()
     if careful is None:

@@ -16,6 +16,9 @@ from selfsame.errors import UsageError
 from selfsame.methods.simclr import SimCLR
 from selfsame.parallel import Layout, check_compiler, check_layout
 
+# what the compiler of some versions imports is deprecated in the same version
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
 
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]

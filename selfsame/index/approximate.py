@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfsame.errors import UsageError
-from selfsame.nn.neighbours import Pairs
+from selfsame.nn.neighbours import Pairs, Rows
 
 LARGE = 200_000  # vectors from which FAISS is used where it is installed
 CELLS = 4.0  # times the square root of the number of vectors
@@ -40,7 +40,7 @@ def chosen(n: int, exact: bool | None) -> bool:
     return there and n >= LARGE if exact is None else not exact
 
 
-def nearest_others(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest_others(x: Rows, k: int) -> tuple[Tensor, Tensor]:
     """`neighbours.nearest` of each row, of unit length, among the others: two tensors [N, k].
 
     A row for which fewer are found, as its cells are small, repeats the last one.
@@ -62,7 +62,7 @@ def nearest_others(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(similarity), torch.from_numpy(found)
 
 
-def alike(x: Tensor, threshold: float) -> Iterator[Pairs]:
+def alike(x: Rows, threshold: float) -> Iterator[Pairs]:
     """`neighbours.alike`, some queries at a time."""
     index = _cells(x)
     for start in range(0, len(x), AT_ONCE):
@@ -74,16 +74,19 @@ def alike(x: Tensor, threshold: float) -> Iterator[Pairs]:
         yield Pairs(torch.from_numpy(rows), torch.from_numpy(similarity[once]))
 
 
-def _cells(x: Tensor) -> Any:
+def _cells(x: Rows) -> Any:
+    """An index of FAISS, which holds a copy of the vectors."""
     import faiss
 
-    n, dim = x.shape
+    n, dim = len(x), x[:1].shape[1]
     cells = max(1, min(int(CELLS * n**0.5), n // 40))
     quantizer = faiss.IndexFlatIP(dim)
     index = faiss.IndexIVFFlat(quantizer, dim, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid = TRAINED
     index.nprobe = min(PROBED, cells)
-    data = x.numpy()
-    index.train(data)
-    index.add(data)
+    learnt_from = np.zeros(n, dtype=bool)
+    learnt_from[np.random.default_rng(0).permutation(n)[: TRAINED * cells]] = True
+    starts = range(0, n, AT_ONCE)
+    index.train(np.concatenate([x[s : s + AT_ONCE][learnt_from[s : s + AT_ONCE]] for s in starts]))
+    for start in starts:
+        index.add(x[start : start + AT_ONCE].numpy())
     return index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from selfsame.nn.precision import unit
 NEIGHBOURS = 10  # of a query; whose mean distance says how far out an image lies
 THRESHOLD = 0.99  # cosine similarity from which two images count as copies
 MANY = 0.5  # share of the images in near-duplicate groups that no data set explains
+FIRSTS = 2**16  # vectors of first members of groups that memory holds at once
 HOW = {"typical": typical, "k-centre": k_centre}
 
 
@@ -110,13 +111,12 @@ def search(
             vectors.append(part)
         for bad in images.bad:
             raise DataError(f"cannot read the query {bad.name}: {bad.reason}", tip="leave it out")
-        similarity, rows = _stream(unit(torch.cat(vectors)), index, k)
-        known = index.sha256()
+        similarity, rows = nearest(unit(torch.cat(vectors)), index, k)
         answers = [
             Answer(
                 name,
                 [
-                    Found(*index.row(i), value, known[i] == own)
+                    Found(*index.row(i), value, index.sha256(i) == own)
                     for i, value in zip(near, values, strict=True)
                 ],
             )
@@ -153,15 +153,13 @@ def dedup(
     index = _open(index)
     if not 0 < threshold <= 1:
         raise UsageError(f"threshold is {threshold}", tip="a cosine above 0, at most 1: 0.99")
-    x = index.vectors()
-    find = approximate.alike if approximate.chosen(len(x), exact) else alike
-    sums = index.sha256()
-    component = components(len(x), _and_identical(find(x, threshold), sums))
+    find = approximate.alike if approximate.chosen(len(index), exact) else alike
+    same = index.contents()
+    component = components(len(index), _and_identical(find(index, threshold), same))
     order = component.argsort(stable=True)
-    groups = []
-    for rows in torch.split(order, component.bincount().tolist()):
-        if len(rows) > 1:
-            groups.append(_group(index, x, rows.tolist(), sums))
+    found = [r for r in torch.split(order, component.bincount().tolist()) if len(r) > 1]
+    similarity = _to_the_first(index, found)
+    groups = [_group(index, rows, similarity[rows], same[rows]) for rows in found]
     groups.sort(key=lambda group: (not group.identical, -len(group.members), group.members[0].id))
     if html is not None:
         _write(html, index, data, lambda p: sheet.of_groups(index, groups, threshold, p))
@@ -194,11 +192,10 @@ def outliers(
     if len(index) < 2:
         raise UsageError(f"{index.path} has one image", tip="it takes two to be different")
     k = _count("k", k, NEIGHBOURS, len(index) - 1, index, "other images")
-    x = index.vectors()
-    if approximate.chosen(len(x), exact):
-        score = 1 - approximate.nearest_others(x, k)[0].mean(1)
+    if approximate.chosen(len(index), exact):
+        score = 1 - approximate.nearest_others(index, k)[0].mean(1)
     else:
-        score = outlierness(x, k)
+        score = outlierness(index, k)
     far = score.sort(descending=True, stable=True)
     found = [
         Outlier(*index.row(i), value)
@@ -266,38 +263,47 @@ def _count(
     return given
 
 
-def _stream(queries: Tensor, index: Index, k: int) -> tuple[Tensor, Tensor]:
-    """`neighbours.nearest` of a gallery that passes by."""
-    values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-    start = 0
-    for block in index.blocks():
-        near = nearest(queries, block, k)
-        values, rows = torch.cat([values, near[0]], 1), torch.cat([rows, near[1] + start], 1)
-        best = values.topk(min(k, values.shape[1]))
-        values, rows = best.values, rows.gather(1, best.indices)
-        start += len(block)
-    return values, rows
-
-
-def _and_identical(pairs: Iterator[Pairs], sums: list[str]) -> Iterator[Pairs]:
+def _and_identical(pairs: Iterator[Pairs], same: Tensor) -> Iterator[Pairs]:
     """The pairs, and those of images with the same bytes."""
-    first: dict[str, int] = {}
-    same = [(first.setdefault(value, i), i) for i, value in enumerate(sums)]
-    same = [(a, b) for a, b in same if a != b]
-    if same:
-        yield Pairs(torch.tensor(same), torch.ones(len(same)))
+    rows = torch.stack([same, torch.arange(len(same))], 1)
+    rows = rows[rows[:, 0] != rows[:, 1]]
+    if len(rows):
+        yield Pairs(rows, torch.ones(len(rows)))
     yield from pairs
 
 
-def _group(index: Index, x: Tensor, rows: list[int], sums: list[str]) -> Group:
-    similarity = (x[rows] @ x[rows[0]]).tolist()
-    first: dict[str, int] = {}
+def _to_the_first(index: Index, groups: Sequence[Tensor]) -> Tensor:
+    """Cosine of each row to the first of its group, float32 [N]; the index passes by.
+
+    Args:
+        index: N rows.
+        groups: int64 [n] ascending rows each.
+    """
+    similarity, first = torch.ones(len(index)), torch.arange(len(index))
+    for rows in groups:
+        first[rows] = rows[0]
+    heads = torch.tensor([int(rows[0]) for rows in groups], dtype=torch.int64).sort().values
+    for part in torch.split(heads, FIRSTS) if groups else ():
+        kept, start = torch.empty(len(part), index.dim), 0
+        for block in index.blocks():
+            head = first[start : start + len(block)]
+            slot = torch.searchsorted(part, head).clamp(max=len(part) - 1)
+            member = part[slot] == head
+            itself = member & (head == torch.arange(start, start + len(block)))
+            kept[slot[itself]] = block[itself]  # the first of a group comes before the others
+            cosine = (block[member] * kept[slot[member]]).sum(1)
+            similarity[start : start + len(block)][member] = cosine
+            start += len(block)
+    return similarity
+
+
+def _group(index: Index, rows: Tensor, similarity: Tensor, same: Tensor) -> Group:
+    """A group of rows with their cosine to the first, and the first row with the bytes of each."""
     members = []
-    for i, value in zip(rows, similarity, strict=True):
-        same = first.get(sums[i])
-        first.setdefault(sums[i], int(index.ids[i]))
-        members.append(Member(*index.row(i), min(value, 1.0), same))
-    return Group(len(first) == 1, members)
+    for i, value, first in zip(rows.tolist(), similarity.tolist(), same.tolist(), strict=True):
+        twin = None if first == i else int(index.ids[first])
+        members.append(Member(*index.row(i), min(value, 1.0), twin))
+    return Group(bool((same == same[0]).all()), members)
 
 
 def _write(html: str | Path, index: Index, data: Any, make: Any) -> None:

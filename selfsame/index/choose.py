@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selfsame.nn.kmeans import kmeans
-from selfsame.nn.neighbours import nearest
+from selfsame.nn.neighbours import likeness, nearest
 
 ITERATIONS = 20  # of k-means
 NEIGHBOURS = 20  # whose mean similarity is an image's typicality, as in the paper
@@ -41,12 +41,23 @@ def typical(x: Tensor, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return rows, counts
 
 
+class _Members:
+    """Some rows of x, as `neighbours.Rows`: a cluster may be nearly everything."""
+
+    def __init__(self, x: Tensor, members: Tensor) -> None:
+        self.x, self.members = x, members
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.x[self.members[rows]]
+
+
 def _most_typical(x: Tensor, members: Tensor) -> int:
     if len(members) < 3:
         return int(members[0])
-    own = x[members]
-    similarity, _ = nearest(own, own, NEIGHBOURS, own=torch.arange(len(own)))
-    return int(members[similarity.mean(1).argmax()])
+    return int(members[likeness(_Members(x, members), NEIGHBOURS).argmax()])
 
 
 def k_centre(x: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +19,14 @@ from torch import Tensor, nn
 from selfsame.data import Images, open_source
 from selfsame.encoder import Encoder, load
 from selfsame.errors import DataError, SelfsameError, UsageError
-from selfsame.files import reason
+from selfsame.files import reason, refused
 from selfsame.nn.precision import unit
 from selfsame.types import Source
 
 KEY = b"selfsame"  # of the metadata
 FORMAT = 1
 COLUMNS = ("id", "path", "sha256", "vector")
+MAPPED = 2**28  # bytes of vectors from which all of them at once are a file, not memory
 AGAIN = "write it again: selfsame embed MODEL DATA -o {}"
 
 
@@ -34,6 +39,8 @@ class Row(NamedTuple):
 
 class Index:
     """A file that ``embed`` wrote, opened and checked; vectors are read when they are asked for.
+
+    ``index[a:b]`` are those of some rows at unit length, float32 [b - a, D].
 
     Args:
         path: the file.
@@ -50,6 +57,10 @@ class Index:
         if self.path.is_dir():
             raise UsageError(f"{path} is a folder", tip="name the .parquet that embed wrote")
         self._file = self._open()
+        parts = self._file.metadata
+        lengths = (parts.row_group(g).num_rows for g in range(parts.num_row_groups))
+        self._starts = [0, *accumulate(lengths)]  # first rows of the groups of the file
+        self._last: tuple[int, Tensor] | None = None  # the group that was read last
         self.facts = self._facts()
         columns = self._columns()
         self.ids: np.ndarray = columns["id"].to_numpy()  # int64 [N]
@@ -75,46 +86,84 @@ class Index:
         """Id and path of row ``i``."""
         return Row(int(self.ids[i]), self._paths[i].as_py())
 
-    def sha256(self) -> list[str]:
-        """Hash of the bytes of each image."""
-        found: list[str] = self._sums.to_pylist()
+    def sha256(self, i: int) -> str:
+        """Hash of the bytes of the image of row ``i``."""
+        found: str = self._sums[i].as_py()
         return found
 
-    def blocks(self) -> Iterator[Tensor]:
-        """The vectors at unit length, float32 [n, D], a group of rows of the file at a time.
+    def contents(self) -> Tensor:
+        """A number for the bytes of each image, int64 [N]: the first row that has them."""
+        codes = self._sums.combine_chunks().dictionary_encode().indices.to_numpy()
+        first = np.unique(codes, return_index=True)[1]
+        return torch.from_numpy(first[codes])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """The vectors of consecutive rows at unit length, float32 [n, D], read from the file.
 
         Raises:
             DataError: the file is damaged, or a vector is not finite or zero.
         """
-        start = 0
-        for group in range(self._file.num_row_groups):
-            with _reading(self.path):
-                table = self._file.read_row_group(group, columns=["vector"])
-                column = table["vector"].combine_chunks()
-                if column.null_count:
-                    raise ValueError("vectors are missing")
-                flat = column.flatten().to_numpy(zero_copy_only=False)
-                raw = torch.from_numpy(flat.astype(np.float32).reshape(-1, self.dim))
-            length = raw.norm(dim=1)
-            if not (length.isfinite() & (length > 0)).all():
-                row = start + int((length.isfinite() & (length > 0)).byte().argmin())
-                what = "zero" if length[row - start] == 0 else "not finite"
-                raise DataError(
-                    f"the vector of {self.row(row).path} in {self.path} is {what}",
-                    tip="the encoder had diverged, or something else wrote the file; "
-                    + AGAIN.format(self.path),
-                )
-            start += len(raw)
-            yield unit(raw)
+        start, stop, _ = rows.indices(len(self))
+        group, parts = bisect_right(self._starts, start) - 1, []
+        while start < stop:
+            first, end = self._starts[group], min(stop, self._starts[group + 1])
+            parts.append(self._group(group)[start - first : end - first])
+            start, group = max(start, end), group + 1
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def _group(self, group: int) -> Tensor:
+        """The vectors of a group of rows of the file, at unit length."""
+        if self._last is not None and self._last[0] == group:
+            return self._last[1]
+        with _reading(self.path):
+            table = self._file.read_row_group(group, columns=["vector"])
+            column = table["vector"].combine_chunks()
+            if column.null_count:
+                raise ValueError("vectors are missing")
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            raw = torch.from_numpy(flat.astype(np.float32).reshape(-1, self.dim))
+        length = raw.norm(dim=1)
+        if not (length.isfinite() & (length > 0)).all():
+            row = int((length.isfinite() & (length > 0)).byte().argmin())
+            what = "zero" if length[row] == 0 else "not finite"
+            raise DataError(
+                f"the vector of {self.row(self._starts[group] + row).path} in {self.path} is "
+                f"{what}",
+                tip="the encoder had diverged, or something else wrote the file; "
+                + AGAIN.format(self.path),
+            )
+        self._last = group, unit(raw)
+        return self._last[1]
+
+    def blocks(self) -> Iterator[Tensor]:
+        """All vectors in their order, as `__getitem__` gives them: [n, D] at a time."""
+        for first, end in pairwise(self._starts):
+            if first < end:
+                yield self[first:end]
 
     def vectors(self) -> Tensor:
-        """All vectors at unit length, float32 [N, D]."""
-        found = torch.empty(len(self), self.dim)
-        start = 0
-        for block in self.blocks():
-            found[start : start + len(block)] = block
-            start += len(block)
-        return found
+        """All vectors at unit length, float32 [N, D], for what looks at them again and again.
+
+        Many are mapped from a temporary file beside the index, which is gone with the tensor: pages
+        of it leave memory when that is short. A change of the tensor does not reach the file.
+
+        Raises:
+            RunError: there is no space for the file.
+        """
+        if 4 * len(self) * self.dim < MAPPED:
+            return torch.cat(list(self.blocks()))
+        folder = self.path.parent if os.access(self.path.parent, os.W_OK) else None
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                for block in self.blocks():
+                    file.write(block.numpy().data)
+                file.flush()
+                shape = (len(self), self.dim)
+                return torch.from_numpy(np.memmap(file, np.float32, "c", shape=shape))
+        except OSError as error:
+            raise refused("the vectors of the index", error, "ask again") from error
 
     def encoder(self, model: str | Path | nn.Module | None, device: str | None) -> Encoder:
         """The model that made the index: the one that is given, or the one that it remembers.

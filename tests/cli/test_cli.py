@@ -255,7 +255,7 @@ def test_embed_writes_a_file(
 
 
 PACK_HELP = """\
-Usage: selfsame pack [OPTIONS] {DATA}...
+Usage: selfsame pack [OPTIONS]
 
   Convert images to one file that is read faster.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from ranks import Ranks
 from torch import Tensor
 
 from selfsame import accumulate, dist, machine, methods, optim, parallel, plan
+from selfsame.backbones.vit import Block
 from selfsame.data import Loader
 from selfsame.data.arrays import ArraySource
 from selfsame.methods.barlow_twins import Standardize
@@ -95,15 +96,21 @@ def recipe(case: str) -> Any:
     return found
 
 
-def take_steps(case: str, layout: Layout, rest_norms: bool) -> Took:
-    """Three steps of a method in float64, as the loop takes them."""
+def take_steps(
+    case: str, layout: Layout, rest_norms: bool, gathered: Literal["fp32", "bf16"] | None = None
+) -> Took:
+    """Three steps of a method as the loop takes them.
+
+    In float64; with ``gathered`` under the autocast of bfloat16, and FSDP gathering in that.
+    """
+    real = torch.float64 if gathered is None else torch.float32
     source = ArraySource(textures(IMAGES), np.arange(IMAGES) % 4, ["a", "b", "c", "d"])
     tiny = plan.make(CASES[case][0], source, Choices(recipe=recipe(case)), "cpu")
     tiny.lay_out(layout)
     parts = layout.accumulate
     seed = tiny.recipe.seed
     with tiny.images:
-        method = tiny.build().double().train()
+        method = tiny.build().to(real).train()
         torch.manual_seed(7)  # some scales start at zero and cut gradients off
         with torch.no_grad():
             for p in method.parameters():
@@ -111,7 +118,7 @@ def take_steps(case: str, layout: Layout, rest_norms: bool) -> Took:
         for norm in norms_of(method) if rest_norms else ():
             if not isinstance(norm, Standardize):  # which is a part of the loss
                 norm.eval()
-        parallel.prepare(method, layout)
+        parallel.prepare(method, layout, gathered or "fp32")
         optimizer = optim.build(method, tiny.recipe.optim, BATCH)
         rank, world = dist.rank(), dist.world_size()
         loader = Loader(tiny.images, BATCH, seed, 0, tiny.total, rank=rank, world=world)
@@ -120,12 +127,12 @@ def take_steps(case: str, layout: Layout, rest_norms: bool) -> Took:
             t = tiny.progress(step)
             if step % tiny.steps_per_epoch == 0:
                 torch.manual_seed(key(seed, 2, step))
-                sweep = ((index, x.double()) for index, x in tiny.sweep(method))
+                sweep = ((index, x.to(real)) for index, x in tiny.sweep(method))
                 for parameter in method.before_epoch(t, sweep):
                     optimizer.state.pop(parameter, None)
             epoch, batch = loader.load(step)
             micro = accumulate.split(batch, parts)
-            views = (double(tiny.views(method, part, epoch)) for part in micro)
+            views = (in_type(real, tiny.views(method, part, epoch)) for part in micro)
             optimizer.zero_grad()
             out = accumulate.backward(
                 method,
@@ -134,7 +141,7 @@ def take_steps(case: str, layout: Layout, rest_norms: bool) -> Took:
                 count=parts,
                 images=tiny.share,
                 seed=key(seed, 1, step),
-                autocast=lambda: machine.autocast(tiny.device, "fp32"),
+                autocast=lambda: machine.autocast(tiny.device, "bf16" if gathered else "fp32"),
             )
             losses.append(parallel.average(method, out.loss).item())
             grads = [full(p.grad) for p in method.parameters() if p.grad is not None]
@@ -154,8 +161,8 @@ def full(x: Tensor) -> Tensor:
     return whole
 
 
-def double(views: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.double() if v.is_floating_point() else v for k, v in views.items()}
+def in_type(real: torch.dtype, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.to(real) if v.is_floating_point() else v for k, v in views.items()}
 
 
 def digest(tensors: list[Tensor]) -> str:
@@ -166,9 +173,9 @@ def digest(tensors: list[Tensor]) -> str:
 
 
 def all_cases(
-    layout: Layout, rest_norms: bool, cases: Sequence[str] = tuple(CASES)
+    layout: Layout, rest_norms: bool, cases: Sequence[str] = tuple(CASES), *gathered: Any
 ) -> dict[str, Took]:
-    return {case: take_steps(case, layout, rest_norms) for case in cases}
+    return {case: take_steps(case, layout, rest_norms, *gathered) for case in cases}
 
 
 def error(took: Took, whole: Took) -> float:
@@ -261,6 +268,54 @@ def test_fsdp_is_ddp(options: dict[str, Any], ranks: Ranks, whole: dict[str, Too
         ours = [answer[case] for answer in answers]
         assert error(ours[0], whole[case]) < BOUND, case
         assert ours[0].digests == ours[1].digests
+
+
+HALF = ("mae", "ibot", "dinov2", "dino-vit")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 3}, {"checkpoint_activations": True}], ids=str
+)
+def test_fsdp_gathers_what_autocast_rounds_in_bfloat16_to_the_same_bits(
+    options: dict[str, Any], ranks: Ranks
+) -> None:
+    layout = Layout(parallel="fsdp", **options)
+    whole, half = (
+        ranks(all_cases, layout, False, HALF, gathered, timeout=300)[0]
+        for gathered in ("fp32", "bf16")
+    )
+    for case in HALF:
+        assert half[case].losses == whole[case].losses, case
+        assert half[case].digests == whole[case].digests, case
+
+
+def types_of_weights(precision: Any) -> dict[str, set[torch.dtype]]:
+    """Of what the blocks of a sharded MAE, its decoder's too, compute with."""
+    source = ArraySource(textures(IMAGES), None, None)
+    tiny = plan.make("mae", source, Choices(recipe=recipe("mae")), "cpu")
+    method, layout = tiny.build(), Layout(parallel="fsdp")
+    tiny.lay_out(layout)
+    parallel.prepare(method, layout, precision)
+    found: dict[str, set[torch.dtype]] = {}
+
+    def note(module: Any, *_: Any) -> None:
+        kind = type(module).__name__.removeprefix("FSDP")
+        found.setdefault(kind, set()).add(module.weight.dtype)
+
+    for block in (block for block in method.modules() if isinstance(block, Block)):
+        for part in (block.norm1, block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            part.register_forward_hook(note, prepend=True)
+    with tiny.images, machine.autocast(tiny.device, precision):
+        loader = Loader(tiny.images, BATCH, 0, 0, 1, rank=dist.rank(), world=dist.world_size())
+        method(tiny.views(method, loader.load(0)[1], 0), tiny.progress(0))
+    return found
+
+
+def test_fsdp_gathers_linear_layers_alone_in_bfloat16(ranks: Ranks) -> None:
+    half, single = {torch.bfloat16}, {torch.float32}
+    found = ranks(types_of_weights, "bf16")
+    assert found == [{"Linear": half, "LayerNorm": single}] * 2
+    assert ranks(types_of_weights, "fp32") == [{"Linear": single, "LayerNorm": single}] * 2
 
 
 @pytest.mark.slow

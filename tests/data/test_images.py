@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +90,22 @@ def test_a_batch_is_placed_top_left(make_folder: Folder) -> None:
     assert (batch.images[:, 1, :16, :20] == torch.arange(20)).all()
     assert (batch.images[:, :, 16:] == 0).all()
     assert (batch.images[:, :, :, 20:] == 0).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="networks take no cores here")
+def test_threads_that_decode_give_way_to_the_network(make_folder: Folder) -> None:
+    class Watched(Counted):
+        def read(self, i: int) -> bytes | np.ndarray:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().read(i)
+
+    seen: list[int] = []
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with Images(Watched(open_source(make_folder({"a": 4}))), canvas=24) as images:
+        images.batch(torch.arange(4))
+    assert set(seen) == {max(own, 10)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_no_labels_no_label(make_folder: Folder) -> None:

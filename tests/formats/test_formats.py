@@ -118,8 +118,10 @@ def encoder_of(case: Case, head: str = "") -> Encoder:
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Reading in this process: as exact, and much quicker than in a new one."""
     monkeypatch.setattr(check, "run_apart", lambda place, library: reader.main(place))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deprecated", category=FutureWarning)
+    with warnings.catch_warnings():  # of libraries about themselves, as they vary by version
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", message=".*deprecated", category=category)
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
         yield
 
 

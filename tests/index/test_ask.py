@@ -20,7 +20,9 @@ import selfsame
 from selfsame import demo
 from selfsame.cli import main
 from selfsame.errors import DataError, UsageError
-from selfsame.index import approximate
+from selfsame.index import approximate, read
+from selfsame.index import ask as asking
+from selfsame.nn import neighbours
 
 EVIL = "<script>alert(1)</script>.png"
 
@@ -133,6 +135,78 @@ def test_outliers_and_select_give_what_they_say(index: Path) -> None:
         assert len({p.id for p in picks}) == 8
         assert sum(p.stands_for for p in picks) == 31
         assert selfsame.select(index, 8, how=how) == picks
+
+
+def write_index(out: Path, count: int, dim: int, group: int) -> Path:
+    """An index of vectors in clusters, with near-duplicates and the same file twice."""
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((20, dim))[np.arange(count) % 20]
+    vectors += 0.5 * generator.standard_normal((count, dim))
+    vectors[1::10] = vectors[0::10][: len(vectors[1::10])] + 0.005
+    vectors[count // 2] = vectors[3] + 0.005  # far from its like: another block, another group
+    sums = [f"{i:064x}" for i in range(count)]
+    sums[count - 1] = sums[2]
+    facts = {"format": 1, "dim": dim, "images": count, "channels": 3}
+    facts |= {"model": {"fingerprint": "m", "card": {}}, "data": {"fingerprint": "d"}}
+    columns = {
+        "id": pa.array(range(100, 100 + count)),
+        "path": pa.array([f"{i}.jpg" for i in range(count)]),
+        "sha256": pa.array(sums),
+        "vector": pa.array(vectors.astype("float32").tolist(), pa.list_(pa.float32(), dim)),
+    }
+    table = pa.table(columns).replace_schema_metadata({b"selfsame": json.dumps(facts).encode()})
+    pq.write_table(table, out, row_group_size=group)
+    return out
+
+
+def answers(index: Path) -> list[Any]:
+    return [
+        selfsame.dedup(index, threshold=0.98, exact=True),
+        selfsame.outliers(index, n=30, k=7, exact=True),
+        *(selfsame.select(index, n, how=how) for n in (1, 12) for how in ("typical", "k-centre")),
+    ]
+
+
+def test_an_index_that_passes_by_in_parts_answers_as_one_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block, group by group, and mapped from a file, beside all at once."""
+    whole = answers(write_index(tmp_path / "whole.parquet", 333, 24, 333))
+    groups = whole[0]
+    assert groups[0].members[0].same is None
+    assert [m.id for m in groups[0].members] == [102, 432]
+    assert groups[0].members[1].same == 102
+    assert groups[0].members[1].similarity < 0.9
+    assert {103, 266} <= {m.id for g in groups for m in g.members if len(g.members) == 2}
+    assert len(groups) > 30
+    for name, value in (("BLOCK", 8), ("GALLERY", 20), ("AT_ONCE", 64), ("HELD", 2)):
+        monkeypatch.setattr(neighbours, name, value)
+    monkeypatch.setattr(asking, "FIRSTS", 5)
+    monkeypatch.setattr(read, "MAPPED", 1)
+    mapped = []
+    memmap = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *a, **k: mapped.append(k["shape"]) or memmap(*a, **k))
+    parts = write_index(tmp_path / "parts.parquet", 333, 24, 29)
+    for found, expected in zip(answers(parts), whole, strict=True):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert rounded(one) == rounded(other)
+    assert mapped == [(333, 24)] * 4  # for `select`, and for nothing else
+    assert {file.name for file in tmp_path.iterdir()} == {"whole.parquet", "parts.parquet"}
+
+
+def test_rows_of_an_index_are_those_of_the_file(tmp_path: Path) -> None:
+    index = selfsame.Index(write_index(tmp_path / "a.parquet", 50, 6, 7))
+    x = index.vectors()
+    for a, b in ((0, 50), (3, 5), (6, 8), (7, 14), (13, 45), (49, 80), (20, 20), (-4, None)):
+        assert torch.equal(index[a:b], x[a:b])
+
+
+def rounded(answer: Any) -> Any:
+    """An answer whose numbers have four decimals."""
+    if isinstance(answer, float):
+        return round(answer, 4)
+    return [rounded(part) for part in answer] if isinstance(answer, tuple | list) else answer
 
 
 def test_pages_hold_the_pictures_and_nothing_that_runs(
