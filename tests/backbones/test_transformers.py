@@ -71,8 +71,10 @@ def test_it_is_scored_beside_its_random_initialisation(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_or_takes_no_images(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="transformers has no network at"):
+    (
+        tmp_path / "empty"
+    ).mkdir()  # which some versions notice at once, others when they read weights
+    with pytest.raises(UsageError, match=r"transformers has no network at|cannot use .*empty as"):
         selfsame.load(f"transformers/{tmp_path / 'empty'}")
     config = transformers.BertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading in this process, which is quicker."""
+    """Reading in this process, which is quicker; some versions of PyTorch warn of their own."""
+    warnings.filterwarnings("ignore", message="The given buffer is not writable")
     monkeypatch.setattr(check, "run_apart", lambda place, library: reader.main(place))
 
 
