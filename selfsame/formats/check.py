@@ -29,7 +29,7 @@ from selfsame.formats.format import Format, Reading, tensors
 from selfsame.formats.reader import digests
 from selfsame.types import Source
 
-IMAGES = 8  # that are compared, evenly spaced over the data
+IMAGES = 8  # that are compared
 
 
 class Difference(NamedTuple):
@@ -83,19 +83,23 @@ class Sample(NamedTuple):
     words: str
 
 
-def real_images(encoder: Encoder, data: Any = None, fallback: Any = None) -> Sample:
+def real_images(
+    encoder: Encoder, data: Any = None, fallback: Any = None, count: int = IMAGES
+) -> Sample:
     """Images to compare on: of ``data``, of ``fallback`` where it is there, else our own sample.
+
+    There are ``count`` or fewer, evenly spaced.
 
     Raises:
         DataError: none can be read as the encoder wants them.
     """
     if data is not None:
-        return _some(encoder, Data(data).images, "of the data")
+        return _some(encoder, Data(data).images, count, "of the data")
     if fallback is not None:
         with suppress(SelfsameError, OSError):
-            return _some(encoder, open_source(fallback), "of the run's training data")
+            return _some(encoder, open_source(fallback), count, "of the run's training data")
     try:
-        return _some(encoder, sample().test, "of the CIFAR-10 sample in selfsame")
+        return _some(encoder, sample().test, count, "of the CIFAR-10 sample in selfsame")
     except DataError:
         raise DataError(
             f"no images of {encoder.channels} channels to check the export on",
@@ -148,10 +152,10 @@ def at(reading: Reading, folder: Path) -> Reading:
     return reading._replace(load=fill[0], use=fill[1], transform=transform)
 
 
-def _some(encoder: Encoder, source: Source, words: str) -> Sample:
-    few = Subset(source, np.array(spaced(len(source), IMAGES)))
+def _some(encoder: Encoder, source: Source, count: int, words: str) -> Sample:
+    few = Subset(source, np.array(spaced(len(source), count)))
     with encoder.open(few, cache_bytes=0) as images:
-        batches = list(images.readable(IMAGES))
+        batches = list(images.readable(count))
     if not batches:
         raise DataError("not one of the images that were tried can be read", tip="give others")
     batch = batches[0]

@@ -24,6 +24,8 @@ from selfsame.formats.format import Format, Reading
 from selfsame.formats.preprocess import Preprocess
 from selfsame.run import RunDirectory
 
+CALIBRATION = 256  # images whose activations give an int8 model its scales
+
 
 @dataclass(frozen=True)
 class Export:
@@ -101,7 +103,8 @@ def export(
         f"model      {name}{facts['network']}, {encoder.dim} features{head}, images of "
         f"{pre.size} px with {pre.channels} channel{'s' * (pre.channels > 1)}"
     )
-    images = real_images(encoder, data, _training_data(model))
+    trained_on = _training_data(model)
+    images = real_images(encoder, data, trained_on)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic(folder) as temporary:
@@ -113,7 +116,10 @@ def export(
                 f"read       by {findings.version} in a new process, on {findings.images}",
                 *describe(kind, reading, findings),
             )
-            small = _quantised(kind, encoder, reading, temporary, images, data) if int8 else None
+            small = None
+            if int8:
+                seen = real_images(encoder, data, trained_on, CALIBRATION).x
+                small = _quantised(kind, encoder, reading, temporary, images, seen, data)
             words = [] if small is None else _int8_words(small)
             if words:
                 console.say(*(f"int8       {line}" for line in words))
@@ -162,12 +168,18 @@ def _training_data(model: Any) -> list[str] | None:
 
 
 def _quantised(
-    kind: Format, encoder: Encoder, reading: Reading, folder: Path, images: Sample, data: Any
+    kind: Format,
+    encoder: Encoder,
+    reading: Reading,
+    folder: Path,
+    images: Sample,
+    seen: Tensor,
+    data: Any,
 ) -> dict[str, float]:
     """Write the int8 model beside the float one; sizes, cosines and, with labels, accuracies."""
     from selfsame.formats.onnx import FILE, INT8, OnnxBackbone, quantise
 
-    small = quantise(folder)
+    small = quantise(folder, seen)
     load = [line.replace(FILE, INT8) for line in reading.load]
     reading = reading._replace(load=load, transform=())
     found = verify(kind, encoder, reading, folder, images, tolerance=float("inf"))

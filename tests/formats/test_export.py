@@ -290,5 +290,11 @@ def test_int8_is_written_beside_and_scored(
 
     session = onnxruntime.InferenceSession(out / "model-int8.onnx")
     assert [o.name for o in session.get_outputs()] == ["pooled", "tokens"]
+    # scales of a convolutional network's activations are fixed: none is measured at a call
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(out / "model-int8.onnx").graph.node}
+    assert "QuantizeLinear" in kinds
+    assert not kinds & {"DynamicQuantizeLinear", "ConvInteger"}
     card = (out / "README.md").read_text()
     assert "int8 beside it" in card
