@@ -438,9 +438,7 @@ def embed(
     the images.
     """
     import selfsame
-    from selfsame.files import check_output
 
-    check_output(out)  # before hours of work
     _tell_unused(data)
     try:
         done = selfsame.embed(

@@ -29,7 +29,7 @@ from selfsame.data.place import absolute
 from selfsame.encoder import Encoder, load
 from selfsame.errors import DataError, RunError, UsageError, unknown
 from selfsame.evals.subject import batch_size as fitting_batch
-from selfsame.files import atomic, output, reason, refused, remove
+from selfsame.files import atomic, check_output, output, reason, refused, remove
 from selfsame.index.read import FORMAT, KEY
 from selfsame.lock import locked
 from selfsame.types import Batch, Source
@@ -91,8 +91,7 @@ def embed(
                 raise unknown("dtype", dtype, DTYPES)
             if batch_size is not None and batch_size < 1:
                 raise UsageError(f"batch size {batch_size} is not positive", tip="use 1 or more")
-            if out.is_dir():
-                raise UsageError(f"{out} is a folder", tip="name a file: -o embeddings.parquet")
+            check_output(out)  # before hours of work
             encoder = load(model, device=device)
             source = open_source(data)
             work = Work(out, encoder, source, dtype, batch_size)
